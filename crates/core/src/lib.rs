@@ -1,0 +1,1 @@
+//! Identity, verification, rotation and the Consul agent client of Lictor.

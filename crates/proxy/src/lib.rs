@@ -1,0 +1,1 @@
+//! The data plane of Lictor: inbound, outbound, balancer, relay, limits, drain.

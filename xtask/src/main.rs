@@ -1,0 +1,3 @@
+//! Everything a person does to this repository.
+
+fn main() {}
