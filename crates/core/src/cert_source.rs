@@ -29,4 +29,6 @@ pub struct SourceState {
     pub pending: Vec<String>,
     /// What is wrong at the moment although the last good state serves, in words that name whose fault it is.
     pub problems: Vec<String>,
+    /// Whether peers accept our leaf at this moment, as far as we can judge.
+    pub usable: bool,
 }

@@ -21,6 +21,7 @@ pub mod buf;
 pub mod cert_source;
 pub mod consul;
 pub mod discovery;
+pub mod file_source;
 pub mod identity;
 pub mod judgement;
 pub mod material;
