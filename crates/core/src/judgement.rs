@@ -6,7 +6,11 @@
 //! slot refuses, a second question in one handshake refuses, and the slot is emptied on every way out, panics
 //! included, so no session can read its neighbour's verdict.
 
-use std::{cell::RefCell, sync::Arc};
+use std::{
+    cell::RefCell,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
 
 use rustls_pki_types::{CertificateDer, UnixTime};
 
@@ -89,7 +93,9 @@ pub fn not_judging<R>(call: impl FnOnce() -> R) -> R {
 /// The reason of the refusal, whose [`alert`](RejectReason::alert) the library is to send.
 pub fn decide(chain: &[CertificateDer<'_>], algorithms: &SignatureAlgorithms) -> Result<(), RejectReason> {
     let verdict = match SLOT.replace(Slot::Empty) {
-        Slot::Armed(judge) => verify_peer(&judge, chain, algorithms),
+        // Two of the libraries call from C, across which no panic may pass; a verifier that panics refuses.
+        Slot::Armed(judge) => catch_unwind(AssertUnwindSafe(|| verify_peer(&judge, chain, algorithms)))
+            .unwrap_or(Err(RejectReason::Unjudged)),
         Slot::Judged(_) => Err(RejectReason::SecondCertificate),
         Slot::Empty => return Err(RejectReason::SecondCertificate),
     };
