@@ -1,0 +1,141 @@
+//! `/v1/acl/token`: tokens with service identities, as far as a test or a demonstration needs them.
+
+use serde_json::{Value, json};
+
+use crate::acl::{Right, Token, resolve};
+use crate::answer::Answer;
+use crate::request::{Request, known_keys};
+use crate::store::{Shared, State};
+
+const KEYS: &[&str] = &[
+    "AccessorID",
+    "SecretID",
+    "Description",
+    "Policies",
+    "Roles",
+    "ServiceIdentities",
+    "NodeIdentities",
+    "TemplatedPolicies",
+    "Local",
+    "ExpirationTTL",
+];
+
+/// `PUT /v1/acl/token`
+pub(crate) fn create(shared: &Shared, req: &Request) -> Result<Answer, Answer> {
+    let dialect = shared.options.dialect;
+    let wrong = |text: String| {
+        Answer::text(
+            400,
+            dialect.bad_request(&format!("Token decoding failed: {text}")),
+        )
+    };
+    let body = known_keys(req.json_object().map_err(wrong)?, KEYS, false).map_err(wrong)?;
+    let text = |key: &str| {
+        body.get(key)
+            .and_then(Value::as_str)
+            .filter(|v| !v.is_empty())
+            .map(str::to_owned)
+    };
+    for key in ["Policies", "Roles", "NodeIdentities", "TemplatedPolicies"] {
+        if body
+            .get(key)
+            .and_then(Value::as_array)
+            .is_some_and(|list| !list.is_empty())
+        {
+            return Err(Answer::text(
+                400,
+                format!("the development agent's tokens carry service identities only, no {key}"),
+            ));
+        }
+    }
+    let mut token = Token::fresh();
+    if let Some(accessor) = text("AccessorID") {
+        token.accessor = accessor;
+    }
+    let identities = body.get("ServiceIdentities").and_then(Value::as_array);
+    for identity in identities.into_iter().flatten() {
+        let name = identity
+            .get("ServiceName")
+            .and_then(Value::as_str)
+            .ok_or_else(|| {
+                wrong("Service identity is missing the service name field".to_owned())
+            })?;
+        let one = Token::service_identity(name);
+        token.services.extend(one.services);
+        token.service_prefixes = one.service_prefixes;
+        token.node_read = true;
+    }
+    let secret = text("SecretID").unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
+    shared.update(|state| {
+        may(state, req, shared)?;
+        let acl = state.acl.as_mut().ok_or_else(disabled)?;
+        let view = view(&token, &secret);
+        acl.tokens.insert(secret, token);
+        Ok(Answer::json(dialect, &view))
+    })
+}
+
+/// `GET /v1/acl/token/self`
+pub(crate) fn own(shared: &Shared, req: &Request) -> Result<Answer, Answer> {
+    shared.read(|state| {
+        let acl = state.acl.as_ref().ok_or_else(disabled)?;
+        let secret = req.token.as_deref().unwrap_or_default();
+        let token = acl
+            .tokens
+            .get(secret)
+            .ok_or_else(|| Answer::forbidden("ACL not found"))?;
+        Ok(Answer::json(shared.options.dialect, &view(token, secret)))
+    })
+}
+
+/// `GET`, `DELETE /v1/acl/token/:accessor`
+pub(crate) fn one(shared: &Shared, req: &Request, accessor: &str) -> Result<Answer, Answer> {
+    shared.update(|state| {
+        may(state, req, shared)?;
+        let acl = state.acl.as_mut().ok_or_else(disabled)?;
+        let secret = acl
+            .tokens
+            .iter()
+            .find(|(_, t)| t.accessor == accessor)
+            .map(|(s, _)| s.clone());
+        if req.method == http::Method::DELETE {
+            if let Some(secret) = secret {
+                acl.tokens.remove(&secret);
+            }
+            return Ok(Answer::json(shared.options.dialect, &json!(true)));
+        }
+        let secret = secret.ok_or_else(|| Answer::forbidden("ACL not found"))?;
+        let token = acl.tokens.get(&secret).ok_or_else(disabled)?;
+        Ok(Answer::json(shared.options.dialect, &view(token, &secret)))
+    })
+}
+
+fn may(state: &State, req: &Request, shared: &Shared) -> Result<(), Answer> {
+    if state.acl.is_none() {
+        return Err(disabled());
+    }
+    resolve(state.acl.as_ref(), req.token.as_deref())
+        .ok_or_else(|| Answer::forbidden("ACL not found"))?
+        .need(Right::AclWrite, shared.options.dialect)
+        .map_err(Answer::forbidden)
+}
+
+fn disabled() -> Answer {
+    Answer::text(401, "ACL support disabled")
+}
+
+fn view(token: &Token, secret: &str) -> Value {
+    let identities: Vec<Value> = token
+        .services
+        .iter()
+        .filter(|(name, _)| !name.ends_with("-sidecar-proxy"))
+        .map(|(name, _)| json!({"ServiceName": name}))
+        .collect();
+    json!({
+        "AccessorID": token.accessor,
+        "SecretID": secret,
+        "Description": "",
+        "ServiceIdentities": identities,
+        "Local": false,
+    })
+}
