@@ -9,6 +9,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod bounds;
 pub mod certs;
 pub mod der;
 pub mod keys;
