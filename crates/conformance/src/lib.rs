@@ -12,7 +12,9 @@
 pub mod bounds;
 pub mod certs;
 pub mod der;
+pub mod handshake;
 pub mod keys;
+pub mod pair;
 pub mod report;
 pub mod rows;
 pub mod verifier;
