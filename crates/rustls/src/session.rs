@@ -1,0 +1,593 @@
+//! Sessions over rustls's unbuffered connections.
+//!
+//! What that interface asks for, and what it punishes, all met in [`Records`]:
+//! * rustls opens records where they lie and answers how many bytes to drop from the front. Of a handshake message in
+//!   several records it drops nothing, and keeps a *position* into bytes that are not its own. Those records move to
+//!   `held` and come first in every later call, sealing included; called with anything shorter, rustls panics.
+//! * It is handed one record at a time. So data behind the last flight of a handshake stays in `wire` unopened, and
+//!   what is left there is always the beginning of a record.
+//! * After an error its alert comes out of one more call; a call beyond that reads the bad record again, which is a
+//!   second alert or a panic. So it is called only while it says that it wants to write, and never again.
+//! * "The peer has closed" is said once.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use lictor_core::{
+    AgentSession, Buf, Established, HandshakeStep, Judge, MeshSession, Progress, RejectReason, Session, SessionError,
+    TlsFacts,
+    judgement::{Verdict, judging, not_judging},
+};
+use rustls::{
+    CipherSuite, CommonState, HandshakeKind, NamedGroup, ProtocolVersion,
+    client::{ClientConnectionData, UnbufferedClientConnection},
+    server::{ServerConnectionData, UnbufferedServerConnection},
+    unbuffered::{ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus},
+};
+
+use crate::error::session_error;
+
+/// The most that a session holds of a message which is not whole yet.
+///
+/// rustls bounds a handshake message to 64 KiB, but not how thinly it is spread: one byte a record would cost 360 KiB
+/// before anybody is authenticated, and 1.4 MB after. An honest peer sends a chain of 16 KiB in two records.
+const MAX_HELD: usize = 64 * 1024;
+
+/// The header of a record (RFC 8446, section 5.1).
+const HEADER: usize = 5;
+
+/// The most that a record may carry (RFC 5246, section 6.2.3, which is more than TLS 1.3 allows).
+const MAX_RECORD: usize = (1 << 14) + 2048;
+
+/// The most plaintext in one record that we seal.
+const MAX_PLAINTEXT: usize = 1 << 14;
+
+/// What a record costs at most beyond its plaintext: header, nonce and tag are 29 bytes in TLS 1.2, 22 in 1.3.
+const RECORD_OVERHEAD: usize = 32;
+
+/// Room for a KeyUpdate that rustls puts before the data by itself.
+const PENDING_ANSWER: usize = 64;
+
+/// A session with another service of the mesh.
+pub(crate) struct Mesh<C> {
+    records: Records<C>,
+    verdict: Option<Verdict>,
+}
+
+impl<C: Connection> Mesh<C> {
+    /// A session at its beginning.
+    pub(crate) fn new(connection: C) -> Self {
+        Self { records: Records::new(connection), verdict: None }
+    }
+}
+
+impl<C: Connection> Session for Mesh<C> {
+    fn open(&mut self, wire: &mut Buf, plain: &mut Buf, out: &mut Buf) -> Result<Progress, SessionError> {
+        not_judging(|| self.records.open(wire, plain, out))
+    }
+
+    fn seal(&mut self, plain: &[u8], out: &mut Buf) -> Result<(), SessionError> {
+        not_judging(|| self.records.seal(plain, out))
+    }
+
+    fn close(&mut self, out: &mut Buf) -> Result<(), SessionError> {
+        not_judging(|| self.records.close(out))
+    }
+}
+
+impl<C: Connection> MeshSession for Mesh<C> {
+    fn handshake(&mut self, judge: &Judge, wire: &mut Buf, out: &mut Buf) -> Result<HandshakeStep, SessionError> {
+        let Self { records, verdict } = self;
+        let mut result = judging(judge, verdict, || records.handshake(wire, out));
+        // Our own refusal is the reason, whatever words the library found for it, and whatever it did in spite of it.
+        if let Some(Err(reason)) = verdict {
+            result = Err(records.failed_by(SessionError::Rejected(*reason)));
+        }
+        if !result? {
+            return Ok(HandshakeStep::NeedInput);
+        }
+        if records.connection.state().handshake_kind() == Some(HandshakeKind::Resumed) {
+            return Err(records.failed_by(SessionError::Rejected(RejectReason::Resumed)));
+        }
+        let Some(Ok(peer)) = verdict.take() else {
+            return Err(records.failed_by(SessionError::Rejected(RejectReason::Unjudged)));
+        };
+        let facts = facts(records.connection.state());
+        Ok(HandshakeStep::Done(Box::new(Established { peer, facts })))
+    }
+}
+
+/// A session with the agent.
+pub(crate) struct Agent {
+    records: Records<UnbufferedClientConnection>,
+}
+
+impl Agent {
+    /// A session at its beginning.
+    pub(crate) fn new(connection: UnbufferedClientConnection) -> Self {
+        Self { records: Records::new(connection) }
+    }
+}
+
+impl Session for Agent {
+    fn open(&mut self, wire: &mut Buf, plain: &mut Buf, out: &mut Buf) -> Result<Progress, SessionError> {
+        self.records.open(wire, plain, out)
+    }
+
+    fn seal(&mut self, plain: &[u8], out: &mut Buf) -> Result<(), SessionError> {
+        self.records.seal(plain, out)
+    }
+
+    fn close(&mut self, out: &mut Buf) -> Result<(), SessionError> {
+        self.records.close(out)
+    }
+}
+
+impl AgentSession for Agent {
+    fn handshake(&mut self, wire: &mut Buf, out: &mut Buf) -> Result<bool, SessionError> {
+        self.records.handshake(wire, out)
+    }
+}
+
+/// The two unbuffered connections as one.
+pub(crate) trait Connection: Send {
+    /// What rustls keeps for the side.
+    type Side;
+
+    /// Hands rustls all bytes that it has not let go of, and returns what it wants next.
+    fn process<'c, 'i>(&'c mut self, input: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Side>;
+
+    /// What is agreed so far.
+    fn state(&self) -> &CommonState;
+}
+
+impl Connection for UnbufferedServerConnection {
+    type Side = ServerConnectionData;
+
+    fn process<'c, 'i>(&'c mut self, input: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Side> {
+        self.process_tls_records(input)
+    }
+
+    fn state(&self) -> &CommonState {
+        self
+    }
+}
+
+impl Connection for UnbufferedClientConnection {
+    type Side = ClientConnectionData;
+
+    fn process<'c, 'i>(&'c mut self, input: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Side> {
+        self.process_tls_records(input)
+    }
+
+    fn state(&self) -> &CommonState {
+        self
+    }
+}
+
+/// One connection with what rustls makes its caller keep.
+struct Records<C> {
+    connection: C,
+    /// Whole records that rustls has a position in, as it left them. Empty at nearly all times.
+    held: Vec<u8>,
+    phase: Phase,
+    /// The peer's close_notify has come.
+    peer_closed: bool,
+    /// Ours has gone.
+    closed: bool,
+    /// The error that ended the session; rustls is not called again.
+    failed: Option<SessionError>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// No record has come yet, so it is not sure that the peer speaks TLS.
+    First,
+    Handshake,
+    Done,
+}
+
+/// What one call of rustls came to.
+enum Step {
+    /// Something went to the output; there may be more.
+    Wrote,
+    /// Data went to the plaintext.
+    Read,
+    /// Nothing more without input.
+    Idle,
+    PeerClosed,
+}
+
+impl<C: Connection> Records<C> {
+    fn new(connection: C) -> Self {
+        Self { connection, held: Vec::new(), phase: Phase::First, peer_closed: false, closed: false, failed: None }
+    }
+
+    /// True when the handshake is done.
+    fn handshake(&mut self, wire: &mut Buf, out: &mut Buf) -> Result<bool, SessionError> {
+        self.guarded(out, |records, out| {
+            if records.phase == Phase::Done {
+                return Err(SessionError::Internal("the handshake was done before".to_owned()));
+            }
+            if records.closed {
+                return Err(SessionError::Internal("the session was closed before its handshake was done".to_owned()));
+            }
+            loop {
+                if records.phase == Phase::First && cannot_be_tls(wire.data()) {
+                    return Err(SessionError::NotTls);
+                }
+                if is_bare_close(wire.data()) {
+                    // rustls ignores it in TLS 1.2, and would wait for a peer that has gone.
+                    return Err(SessionError::PeerAlert(0));
+                }
+                let went_in = records.advance(wire, None, out)?;
+                if records.peer_closed {
+                    return Err(SessionError::PeerAlert(0));
+                }
+                // Not "rustls lets us send", which a TLS 1.3 server may do before the client has proven anything.
+                if !records.connection.state().is_handshaking() {
+                    records.phase = Phase::Done;
+                    return Ok(true);
+                }
+                if !went_in {
+                    return Ok(false);
+                }
+            }
+        })
+    }
+
+    fn open(&mut self, wire: &mut Buf, plain: &mut Buf, out: &mut Buf) -> Result<Progress, SessionError> {
+        self.guarded(out, |records, out| {
+            records.must_be_done()?;
+            loop {
+                if records.peer_closed {
+                    return Ok(Progress::PeerClosed);
+                }
+                if !records.advance(wire, Some(plain), out)? && !records.peer_closed {
+                    return Ok(Progress::NeedInput);
+                }
+            }
+        })
+    }
+
+    fn seal(&mut self, plain: &[u8], out: &mut Buf) -> Result<(), SessionError> {
+        if self.closed && self.failed.is_none() {
+            // A fault of the caller, which ends nothing: opening goes on.
+            return Err(SessionError::Internal("sealing after close_notify".to_owned()));
+        }
+        self.guarded(out, |records, out| {
+            records.must_be_done()?;
+            let mut room = plain.len() + plain.len().div_ceil(MAX_PLAINTEXT) * RECORD_OVERHEAD + PENDING_ANSWER;
+            loop {
+                let UnbufferedStatus { discard, state, .. } = records.connection.process(&mut records.held);
+                match state {
+                    Ok(ConnectionState::WriteTraffic(mut traffic)) => match traffic.encrypt(plain, out.space(room)) {
+                        Ok(written) => {
+                            out.filled(written);
+                            return Ok(());
+                        }
+                        Err(EncryptError::InsufficientSize(size)) if size.required_size > room => {
+                            room = size.required_size;
+                        }
+                        Err(error) => return Err(SessionError::Internal(error.to_string())),
+                    },
+                    Ok(ConnectionState::EncodeTlsData(encode)) => write(encode, out)?,
+                    Ok(ConnectionState::TransmitTlsData(transmit)) => transmit.done(),
+                    Ok(ConnectionState::PeerClosed) => records.peer_closed = true,
+                    Ok(other) => return Err(SessionError::Internal(format!("cannot seal in state {other:?}"))),
+                    Err(error) => return Err(session_error(&error)),
+                }
+                records.let_go(discard);
+            }
+        })
+    }
+
+    fn close(&mut self, out: &mut Buf) -> Result<(), SessionError> {
+        self.guarded(out, |records, out| {
+            if records.closed {
+                return Ok(());
+            }
+            records.closed = true;
+            if records.phase != Phase::Done {
+                // Before that rustls says nothing; whoever waits for a handshake sees the connection end.
+                return Ok(());
+            }
+            loop {
+                let UnbufferedStatus { discard, state, .. } = records.connection.process(&mut records.held);
+                match state {
+                    Ok(ConnectionState::WriteTraffic(mut traffic)) => {
+                        let room = out.space(RECORD_OVERHEAD + PENDING_ANSWER);
+                        let written = traffic
+                            .queue_close_notify(room)
+                            .map_err(|error| SessionError::Internal(error.to_string()))?;
+                        out.filled(written);
+                        return Ok(());
+                    }
+                    Ok(ConnectionState::EncodeTlsData(encode)) => write(encode, out)?,
+                    Ok(ConnectionState::TransmitTlsData(transmit)) => transmit.done(),
+                    Ok(ConnectionState::PeerClosed) => records.peer_closed = true,
+                    // TLS 1.2 with its keys used up: rustls has closed by itself.
+                    Ok(ConnectionState::Closed) => return Ok(()),
+                    Ok(other) => return Err(SessionError::Internal(format!("cannot close in state {other:?}"))),
+                    Err(error) => return Err(session_error(&error)),
+                }
+                records.let_go(discard);
+            }
+        })
+    }
+
+    /// Ends the session with `error`.
+    fn failed_by(&mut self, error: SessionError) -> SessionError {
+        self.failed = Some(error.clone());
+        error
+    }
+
+    fn must_be_done(&self) -> Result<(), SessionError> {
+        if self.phase == Phase::Done {
+            return Ok(());
+        }
+        Err(SessionError::Internal("the handshake is not done".to_owned()))
+    }
+
+    /// Runs one call, unless the session has failed; makes an error last and brings its alert out.
+    ///
+    /// A panic inside rustls is an error of this connection alone. There have been some on a peer's whim, and one
+    /// remains in builds with debug assertions: after our close_notify, any record that rustls must answer with an
+    /// alert.
+    fn guarded<R>(
+        &mut self,
+        out: &mut Buf,
+        call: impl FnOnce(&mut Self, &mut Buf) -> Result<R, SessionError>,
+    ) -> Result<R, SessionError> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        let error = match catch_unwind(AssertUnwindSafe(|| call(self, out))) {
+            Ok(Ok(result)) => return Ok(result),
+            Ok(Err(error)) => {
+                self.alert(out);
+                error
+            }
+            Err(_) if self.closed => SessionError::Protocol("what came after our close_notify is no TLS".to_owned()),
+            Err(_) => SessionError::Internal("rustls panicked".to_owned()),
+        };
+        self.held = Vec::new();
+        Err(self.failed_by(error))
+    }
+
+    /// Brings out what rustls has to say after an error.
+    fn alert(&mut self, out: &mut Buf) {
+        // Behind a close_notify no alert has any meaning.
+        while !self.closed && self.connection.state().wants_write() {
+            match step(&mut self.connection, &mut self.held, None, out) {
+                (_, Ok(Step::Wrote)) => {}
+                _ => return,
+            }
+        }
+    }
+
+    /// Hands rustls the next whole record, if there is one, and lets it work until it wants input again.
+    ///
+    /// False when there was none. What rustls did not let go of is in `held` afterwards.
+    fn advance(&mut self, wire: &mut Buf, mut plain: Option<&mut Buf>, out: &mut Buf) -> Result<bool, SessionError> {
+        let record = first_record(wire.data());
+        let mut left = record.unwrap_or(0);
+        if left > 0 && self.phase == Phase::First {
+            self.phase = Phase::Handshake;
+        }
+        if !self.held.is_empty() && left > 0 {
+            self.hold(wire, left)?;
+            left = 0;
+        }
+        loop {
+            let in_place = self.held.is_empty();
+            let step = if in_place {
+                let (discard, step) =
+                    step(&mut self.connection, &mut wire.data_mut()[..left], plain.as_deref_mut(), out);
+                wire.consume(discard);
+                left -= discard;
+                step?
+            } else {
+                let (discard, step) = step(&mut self.connection, &mut self.held, plain.as_deref_mut(), out);
+                self.let_go(discard);
+                step?
+            };
+            match step {
+                // The common way out of a record of data: nothing of it is left, and rustls has nothing to say.
+                Step::Read if in_place && left == 0 && !self.connection.state().wants_write() => break,
+                Step::Wrote | Step::Read => {}
+                Step::Idle => break,
+                Step::PeerClosed => {
+                    self.peer_closed = true;
+                    return Ok(record.is_some());
+                }
+            }
+        }
+        if left > 0 {
+            self.hold(wire, left)?;
+        }
+        Ok(record.is_some())
+    }
+
+    /// Moves the first `n` bytes of `wire` behind what is held already.
+    fn hold(&mut self, wire: &mut Buf, n: usize) -> Result<(), SessionError> {
+        if self.held.len() + n > MAX_HELD {
+            return Err(SessionError::Protocol(format!("a message in fragments of more than {MAX_HELD} bytes")));
+        }
+        self.held.extend_from_slice(&wire.data()[..n]);
+        wire.consume(n);
+        Ok(())
+    }
+
+    /// Drops what rustls is done with from the front of what is held, and the storage with the last of it.
+    fn let_go(&mut self, n: usize) {
+        if n == self.held.len() {
+            self.held = Vec::new();
+        } else {
+            self.held.drain(..n);
+        }
+    }
+}
+
+/// One call of rustls: what it wants dropped from the front of `input`, at once, and what it came to.
+fn step<C: Connection>(
+    connection: &mut C,
+    input: &mut [u8],
+    plain: Option<&mut Buf>,
+    out: &mut Buf,
+) -> (usize, Result<Step, SessionError>) {
+    let UnbufferedStatus { mut discard, state, .. } = connection.process(input);
+    let step = match state {
+        Ok(ConnectionState::EncodeTlsData(encode)) => write(encode, out).map(|()| Step::Wrote),
+        // It is in `out`, and whatever is in `out` gets sent or the connection ends.
+        Ok(ConnectionState::TransmitTlsData(transmit)) => {
+            transmit.done();
+            Ok(Step::Wrote)
+        }
+        Ok(ConnectionState::ReadTraffic(mut traffic)) => match plain {
+            Some(plain) => loop {
+                match traffic.next_record() {
+                    Some(Ok(record)) => {
+                        discard += record.discard;
+                        plain.append(record.payload);
+                    }
+                    Some(Err(error)) => break Err(session_error(&error)),
+                    None => break Ok(Step::Read),
+                }
+            },
+            None => Err(SessionError::Protocol("data inside the handshake".to_owned())),
+        },
+        Ok(ConnectionState::BlockedHandshake | ConnectionState::WriteTraffic(_)) => Ok(Step::Idle),
+        Ok(ConnectionState::PeerClosed | ConnectionState::Closed) => Ok(Step::PeerClosed),
+        Ok(other) => Err(SessionError::Internal(format!("rustls is in state {other:?}"))),
+        Err(error) => Err(session_error(&error)),
+    };
+    (discard, step)
+}
+
+/// Writes what rustls has ready; asked with no room, it tells the size.
+fn write<D>(mut encode: EncodeTlsData<'_, D>, out: &mut Buf) -> Result<(), SessionError> {
+    let failed = |error: EncodeError| SessionError::Internal(error.to_string());
+    match encode.encode(&mut []) {
+        Ok(_) => Ok(()),
+        Err(EncodeError::InsufficientSize(size)) => {
+            let written = encode.encode(out.space(size.required_size)).map_err(failed)?;
+            out.filled(written);
+            Ok(())
+        }
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// The length of the record that `bytes` begin with, if it is whole.
+///
+/// Bytes that begin no record count as one, so that rustls refuses them at once instead of waiting for a length that
+/// means nothing.
+fn first_record(bytes: &[u8]) -> Option<usize> {
+    let header: &[u8; HEADER] = bytes.first_chunk()?;
+    if !is_header(header) {
+        return Some(bytes.len());
+    }
+    let whole = HEADER + length(header);
+    (bytes.len() >= whole).then_some(whole)
+}
+
+/// Whether the first bytes of a connection are something else than TLS, such as plaintext HTTP, SSH, or SSL 2.
+fn cannot_be_tls(bytes: &[u8]) -> bool {
+    match bytes {
+        [] => false,
+        [kind] => !is_content_type(*kind),
+        [kind, major, ..] if bytes.len() < HEADER => !is_content_type(*kind) || *major != 3,
+        _ => bytes.first_chunk().is_some_and(|header| !is_header(header)),
+    }
+}
+
+/// Whether a close_notify comes next in plain, which it can only in a handshake.
+fn is_bare_close(bytes: &[u8]) -> bool {
+    const ALERT: u8 = 21;
+    matches!(bytes, [ALERT, 3, _, 0, 2, _level, 0, ..])
+}
+
+fn is_header(header: &[u8; HEADER]) -> bool {
+    is_content_type(header[0]) && header[1] == 3 && length(header) <= MAX_RECORD
+}
+
+/// From change_cipher_spec to heartbeat.
+fn is_content_type(byte: u8) -> bool {
+    (20..=24).contains(&byte)
+}
+
+fn length(header: &[u8; HEADER]) -> usize {
+    usize::from(u16::from_be_bytes([header[3], header[4]]))
+}
+
+/// What was agreed, by the names of the IANA registry.
+fn facts(state: &CommonState) -> TlsFacts {
+    TlsFacts {
+        version: match state.protocol_version() {
+            Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",
+            Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",
+            _ => "unknown",
+        },
+        suite: state.negotiated_cipher_suite().map_or("unknown", |suite| suite_name(suite.suite())),
+        group: state.negotiated_key_exchange_group().map_or("unknown", |group| group_name(group.name())),
+    }
+}
+
+fn suite_name(suite: CipherSuite) -> &'static str {
+    match suite {
+        CipherSuite::TLS13_AES_128_GCM_SHA256 => "TLS_AES_128_GCM_SHA256",
+        CipherSuite::TLS13_AES_256_GCM_SHA384 => "TLS_AES_256_GCM_SHA384",
+        CipherSuite::TLS13_CHACHA20_POLY1305_SHA256 => "TLS_CHACHA20_POLY1305_SHA256",
+        CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256 => "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256",
+        CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384 => "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384",
+        CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256 => "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256",
+        CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256 => "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256",
+        CipherSuite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384 => "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384",
+        CipherSuite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256 => "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256",
+        _ => "unknown",
+    }
+}
+
+fn group_name(group: NamedGroup) -> &'static str {
+    match group {
+        NamedGroup::X25519MLKEM768 => "X25519MLKEM768",
+        NamedGroup::X25519 => "x25519",
+        NamedGroup::secp256r1 => "secp256r1",
+        NamedGroup::secp384r1 => "secp384r1",
+        _ => "unknown",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_whole_or_it_is_none() {
+        assert_eq!(first_record(&[]), None);
+        assert_eq!(first_record(&[23, 3, 3, 0]), None);
+        assert_eq!(first_record(&[23, 3, 3, 0, 2, 9]), None);
+        assert_eq!(first_record(&[23, 3, 3, 0, 2, 9, 9, 23]), Some(7));
+    }
+
+    #[test]
+    fn bytes_that_begin_no_record_are_handed_over_whole() {
+        assert_eq!(first_record(b"GET / HTTP/1.1"), Some(14));
+        assert_eq!(first_record(&[23, 3, 3, 0x48, 1, 0]), Some(6), "longer than any record");
+        assert_eq!(first_record(&[23, 2, 3, 0, 1, 0, 0]), Some(7), "of another major version");
+    }
+
+    #[test]
+    fn other_protocols_are_known_by_their_first_byte_already() {
+        for greeting in [&b"GET / HTTP/1.1\r\n"[..], b"SSH-2.0-x", b"\x80\x2e\x01", b"PRI * HTTP/2.0", b"\0"] {
+            for length in 1..=greeting.len() {
+                assert!(cannot_be_tls(&greeting[..length]), "{greeting:?} cut to {length}");
+            }
+        }
+        assert!(cannot_be_tls(&[22, 2]));
+        assert!(cannot_be_tls(&[22, 3, 1, 0xff, 0xff]));
+        for length in 0..=6 {
+            assert!(!cannot_be_tls(&[22, 3, 1, 2, 0, 1][..length]));
+        }
+    }
+}
