@@ -29,9 +29,7 @@ impl Policy {
 }
 
 /// What a rule gives on a resource.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Access {
     /// Nothing, even where the default allows.
@@ -54,10 +52,7 @@ pub struct Acl {
 impl Acl {
     /// Lists with no token yet.
     pub fn new(default_policy: Policy) -> Self {
-        Self {
-            default_policy,
-            tokens: HashMap::new(),
-        }
+        Self { default_policy, tokens: HashMap::new() }
     }
 
     /// Adds a token under its secret.
@@ -98,19 +93,13 @@ impl fmt::Debug for Token {
 impl Token {
     /// A token that may do everything.
     pub fn management() -> Self {
-        Self {
-            management: true,
-            ..Self::fresh()
-        }
+        Self { management: true, ..Self::fresh() }
     }
 
     /// What a service identity gives: write on the service and on its sidecar, read on everything.
     pub fn service_identity(name: &str) -> Self {
         Self {
-            services: vec![
-                (name.to_owned(), Access::Write),
-                (format!("{name}-sidecar-proxy"), Access::Write),
-            ],
+            services: vec![(name.to_owned(), Access::Write), (format!("{name}-sidecar-proxy"), Access::Write)],
             service_prefixes: vec![(String::new(), Access::Read)],
             node_read: true,
             ..Self::fresh()
@@ -119,17 +108,11 @@ impl Token {
 
     /// A token with one rule on one service, and no more.
     pub fn service(name: &str, access: Access) -> Self {
-        Self {
-            services: vec![(name.to_owned(), access)],
-            ..Self::fresh()
-        }
+        Self { services: vec![(name.to_owned(), access)], ..Self::fresh() }
     }
 
     pub(crate) fn fresh() -> Self {
-        Self {
-            accessor: uuid::Uuid::new_v4().to_string(),
-            ..Self::default()
-        }
+        Self { accessor: uuid::Uuid::new_v4().to_string(), ..Self::default() }
     }
 
     fn service_access(&self, name: &str) -> Option<Access> {
@@ -212,9 +195,7 @@ impl Caller<'_> {
                     Right::ServiceRead(name) | Right::IntentionRead(name) => {
                         by_default(token.service_access(name), Access::Read)
                     }
-                    Right::ServiceWrite(name) => {
-                        by_default(token.service_access(name), Access::Write)
-                    }
+                    Right::ServiceWrite(name) => by_default(token.service_access(name), Access::Write),
                     Right::NodeRead(_) => token.node_read || default.allows(),
                     Right::AgentRead(_) => token.agent_read || default.allows(),
                     Right::IntentionWrite(_) | Right::OperatorWrite => default.allows(),
@@ -232,16 +213,12 @@ impl Caller<'_> {
         if !dialect.is_today() {
             return Err("Permission denied".to_owned());
         }
-        let on = right
-            .resource()
-            .map(|name| format!(" on \"{name}\""))
-            .unwrap_or_default();
+        let on = right.resource().map(|name| format!(" on \"{name}\"")).unwrap_or_default();
         let right = right.name();
         Err(match self {
-            Self::Known(token, _) => format!(
-                "Permission denied: token with AccessorID '{}' lacks permission '{right}'{on}",
-                token.accessor
-            ),
+            Self::Known(token, _) => {
+                format!("Permission denied: token with AccessorID '{}' lacks permission '{right}'{on}", token.accessor)
+            }
             _ => format!(
                 "Permission denied: anonymous token lacks permission '{right}'{on}. The anonymous token is used \
                  implicitly when a request does not specify a token."
@@ -257,10 +234,7 @@ pub(crate) fn resolve<'a>(acl: Option<&'a Acl>, secret: Option<&str>) -> Option<
     };
     match secret {
         None => Some(Caller::Anonymous(acl.default_policy)),
-        Some(secret) => acl
-            .tokens
-            .get(secret)
-            .map(|token| Caller::Known(token, acl.default_policy)),
+        Some(secret) => acl.tokens.get(secret).map(|token| Caller::Known(token, acl.default_policy)),
     }
 }
 

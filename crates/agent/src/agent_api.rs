@@ -45,9 +45,7 @@ pub(crate) async fn service(shared: &Shared, req: &Request, id: &str) -> Result<
         let Some(service) = state.catalog.services.get(id).filter(|s| s.node.is_none()) else {
             return Err(Answer::text(404, format!("unknown service ID: {id}")));
         };
-        caller
-            .need(Right::ServiceRead(&service.name), dialect)
-            .map_err(Answer::forbidden)?;
+        caller.need(Right::ServiceRead(&service.name), dialect).map_err(Answer::forbidden)?;
         Ok(views::agent_service(&shared.options, state, service))
     };
     let mut found = shared.read(look);
@@ -72,12 +70,7 @@ pub(crate) async fn service(shared: &Shared, req: &Request, id: &str) -> Result<
 }
 
 /// `GET /v1/agent/health/service/id/:id` and `…/name/:name`
-pub(crate) fn health(
-    shared: &Shared,
-    req: &Request,
-    by_name: bool,
-    what: &str,
-) -> Result<Answer, Answer> {
+pub(crate) fn health(shared: &Shared, req: &Request, by_name: bool, what: &str) -> Result<Answer, Answer> {
     let dialect = shared.options.dialect;
     req.check_enterprise(dialect)?;
     shared.read(|state| {
@@ -91,23 +84,13 @@ pub(crate) fn health(
         if found.is_empty() {
             return Err(Answer::text(
                 404,
-                if by_name {
-                    format!("ServiceName {what} not found")
-                } else {
-                    format!("ServiceId {what} not found")
-                },
+                if by_name { format!("ServiceName {what} not found") } else { format!("ServiceId {what} not found") },
             ));
         }
         for service in &found {
-            caller
-                .need(Right::ServiceRead(&service.name), dialect)
-                .map_err(Answer::forbidden)?;
+            caller.need(Right::ServiceRead(&service.name), dialect).map_err(Answer::forbidden)?;
         }
-        let worst = found
-            .iter()
-            .map(|s| state.catalog.status_of(&s.key()))
-            .max()
-            .unwrap_or(Status::Passing);
+        let worst = found.iter().map(|s| state.catalog.status_of(&s.key())).max().unwrap_or(Status::Passing);
         let code = match worst {
             Status::Passing => 200,
             Status::Warning => 429,
@@ -116,10 +99,7 @@ pub(crate) fn health(
         let answer = if req.param("format") == Some("text") {
             Answer::text(code, worst.as_str()).with("Content-Type", "text/plain")
         } else {
-            let mut entries: Vec<Value> = found
-                .iter()
-                .map(|s| health_view(shared, state, s))
-                .collect();
+            let mut entries: Vec<Value> = found.iter().map(|s| health_view(shared, state, s)).collect();
             let body = match (by_name, entries.len()) {
                 (false, 1) => entries.remove(0),
                 _ => Value::Array(entries),
@@ -188,8 +168,7 @@ pub(crate) fn own(shared: &Shared, req: &Request) -> Result<Answer, Answer> {
 }
 
 fn caller<'a>(state: &'a State, req: &Request) -> Result<Caller<'a>, Answer> {
-    resolve(state.acl.as_ref(), req.token.as_deref())
-        .ok_or_else(|| Answer::forbidden("ACL not found"))
+    resolve(state.acl.as_ref(), req.token.as_deref()).ok_or_else(|| Answer::forbidden("ACL not found"))
 }
 
 fn health_view(shared: &Shared, state: &State, service: &Service) -> Value {

@@ -46,17 +46,9 @@ impl Answer {
 
     /// 200 without a body, the answer to most writes. Only the dialect of today gives it a type.
     pub(crate) fn done(dialect: Dialect) -> Self {
-        let headers = if dialect.is_today() {
-            vec![("Content-Type", "application/json".to_owned())]
-        } else {
-            Vec::new()
-        };
-        Self {
-            status: 200,
-            headers,
-            body: Bytes::new(),
-            bare: false,
-        }
+        let headers =
+            if dialect.is_today() { vec![("Content-Type", "application/json".to_owned())] } else { Vec::new() };
+        Self { status: 200, headers, body: Bytes::new(), bare: false }
     }
 
     pub(crate) fn forbidden(text: impl Into<String>) -> Self {

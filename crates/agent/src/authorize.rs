@@ -42,14 +42,9 @@ pub(crate) fn post(shared: &Shared, req: &Request) -> Result<Answer, Answer> {
     if target.is_empty() {
         return Err(bad("Target service must be specified"));
     }
-    let identity = parse_uri(text("ClientCertURI"), dialect)
-        .ok_or_else(|| bad("ClientCertURI not a valid Connect identifier"))?;
-    let Identity::Service {
-        partition,
-        namespace,
-        service,
-    } = identity
-    else {
+    let identity =
+        parse_uri(text("ClientCertURI"), dialect).ok_or_else(|| bad("ClientCertURI not a valid Connect identifier"))?;
+    let Identity::Service { partition, namespace, service } = identity else {
         return Err(bad("ClientCertURI not a valid Service identifier"));
     };
     shared.update(|state| {
@@ -59,41 +54,19 @@ pub(crate) fn post(shared: &Shared, req: &Request) -> Result<Answer, Answer> {
                 Dialect::Old => "ACL not found",
             })
         })?;
-        caller
-            .need(Right::ServiceWrite(target), dialect)
-            .map_err(Answer::forbidden)?;
+        caller.need(Right::ServiceWrite(target), dialect).map_err(Answer::forbidden)?;
         if partition != "default" {
-            return Err(bad(&format!(
-                "Mismatched partitions: \"{partition}\" != \"default\""
-            )));
+            return Err(bad(&format!("Mismatched partitions: \"{partition}\" != \"default\"")));
         }
-        let matched = if namespace == "default" {
-            intentions::decisive(state, &service, target)
-        } else {
-            None
-        };
+        let matched = if namespace == "default" { intentions::decisive(state, &service, target) } else { None };
         let (authorized, reason) = match (matched, state.intention_policy) {
             (Some(intention), _) => (intention.allows(), intention.reason(dialect)),
-            (None, Some(policy)) if dialect.is_today() => {
-                (policy.allows(), "Default intention policy".to_owned())
-            }
-            _ => (
-                state.acl_default().allows(),
-                dialect.default_reason(state.acl.is_some()).to_owned(),
-            ),
+            (None, Some(policy)) if dialect.is_today() => (policy.allows(), "Default intention policy".to_owned()),
+            _ => (state.acl_default().allows(), dialect.default_reason(state.acl.is_some()).to_owned()),
         };
-        let cold = state
-            .authorize_warm
-            .insert((target.to_lowercase(), req.token.clone()));
-        let answer = Answer::json(
-            dialect,
-            &json!({ "Authorized": authorized, "Reason": reason }),
-        );
-        Ok(if cold {
-            answer.with("X-Cache", "MISS")
-        } else {
-            answer.with("X-Cache", "HIT").with("Age", 0)
-        })
+        let cold = state.authorize_warm.insert((target.to_lowercase(), req.token.clone()));
+        let answer = Answer::json(dialect, &json!({ "Authorized": authorized, "Reason": reason }));
+        Ok(if cold { answer.with("X-Cache", "MISS") } else { answer.with("X-Cache", "HIT").with("Age", 0) })
     })
 }
 
@@ -128,13 +101,7 @@ fn parse_uri(uri: &str, dialect: Dialect) -> Option<Identity> {
     };
     let segments = path
         .split('/')
-        .map(|s| {
-            percent_decode_str(s)
-                .decode_utf8()
-                .ok()
-                .map(|s| s.into_owned())
-                .filter(|s| !s.is_empty())
-        })
+        .map(|s| percent_decode_str(s).decode_utf8().ok().map(|s| s.into_owned()).filter(|s| !s.is_empty()))
         .collect::<Option<Vec<String>>>()?;
     let mut parts: Vec<&str> = segments.iter().map(String::as_str).collect();
     let mut partition = "default".to_owned();
@@ -145,11 +112,9 @@ fn parse_uri(uri: &str, dialect: Dialect) -> Option<Identity> {
         parts.drain(..2);
     }
     match parts.as_slice() {
-        ["ns", namespace, "dc", _, "svc", service] => Some(Identity::Service {
-            partition,
-            namespace: (*namespace).to_owned(),
-            service: (*service).to_owned(),
-        }),
+        ["ns", namespace, "dc", _, "svc", service] => {
+            Some(Identity::Service { partition, namespace: (*namespace).to_owned(), service: (*service).to_owned() })
+        }
         ["agent", "client", "dc", _, "id", _] => Some(Identity::NotAService),
         ["gateway", "mesh", "dc", _] | ["agent", "server", "dc", _] if dialect.is_today() => {
             Some(Identity::NotAService)
@@ -173,18 +138,9 @@ mod tests {
     fn service_uris_are_read_with_their_segments_decoded() {
         let today = Dialect::Today;
         let td = "spiffe://x.consul";
-        assert_eq!(
-            service(&format!("{td}/ns/default/dc/dc1/svc/we%62"), today).as_deref(),
-            Some("web")
-        );
-        assert_eq!(
-            service("SPIFFE://x.consul/ns/default/dc/dc1/svc/web?q", today).as_deref(),
-            Some("web")
-        );
-        assert_eq!(
-            parse_uri(&format!("{td}/ns/default/dc/dc1/svc/web/"), today),
-            None
-        );
+        assert_eq!(service(&format!("{td}/ns/default/dc/dc1/svc/we%62"), today).as_deref(), Some("web"));
+        assert_eq!(service("SPIFFE://x.consul/ns/default/dc/dc1/svc/web?q", today).as_deref(), Some("web"));
+        assert_eq!(parse_uri(&format!("{td}/ns/default/dc/dc1/svc/web/"), today), None);
         assert_eq!(parse_uri("https://x/web", today), None);
     }
 
@@ -194,10 +150,7 @@ mod tests {
         assert_eq!(service(partition, Dialect::Today).as_deref(), Some("web"));
         assert_eq!(parse_uri(partition, Dialect::Old), None);
         let gateway = "spiffe://x.consul/gateway/mesh/dc/dc1";
-        assert_eq!(
-            parse_uri(gateway, Dialect::Today),
-            Some(Identity::NotAService)
-        );
+        assert_eq!(parse_uri(gateway, Dialect::Today), Some(Identity::NotAService));
         assert_eq!(parse_uri(gateway, Dialect::Old), None);
     }
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use rand::Rng as _;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyIdMethod, KeyUsagePurpose, PublicKeyData as _, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod,
+    KeyUsagePurpose, PublicKeyData as _, SanType, SerialNumber,
 };
 use sha1::{Digest as _, Sha1};
 use time::OffsetDateTime;
@@ -96,12 +96,7 @@ pub(crate) struct Ca {
 
 impl Ca {
     pub(crate) fn new(uuid: String) -> Self {
-        Self {
-            uuid,
-            roots: Vec::new(),
-            attach_cross: true,
-            serial: 6,
-        }
+        Self { uuid, roots: Vec::new(), attach_cross: true, serial: 6 }
     }
 
     pub(crate) fn trust_domain(&self) -> String {
@@ -124,12 +119,7 @@ impl Ca {
 
     /// Makes a new root and makes it the active one. With `cross_sign` the root before it, if there is one,
     /// signs its name and key as well.
-    pub(crate) fn rotate(
-        &mut self,
-        keys: &dyn KeyMaker,
-        index: u64,
-        cross_sign: bool,
-    ) -> Result<(), CaError> {
+    pub(crate) fn rotate(&mut self, keys: &dyn KeyMaker, index: u64, cross_sign: bool) -> Result<(), CaError> {
         let mut root = self.make_root(keys, now(), ROOT_TTL, index)?;
         if let Some(old) = self.active().filter(|_| cross_sign) {
             let mut params = root.params.clone();
@@ -161,11 +151,7 @@ impl Ca {
     }
 
     /// A root that is over, to stand beside the good ones.
-    pub(crate) fn expired_root(
-        &mut self,
-        keys: &dyn KeyMaker,
-        index: u64,
-    ) -> Result<Root, CaError> {
+    pub(crate) fn expired_root(&mut self, keys: &dyn KeyMaker, index: u64) -> Result<Root, CaError> {
         let born = now() - Duration::from_secs(48 * 3600);
         let mut root = self.make_root(keys, born, Duration::from_secs(24 * 3600), index)?;
         root.active = false;
@@ -188,11 +174,7 @@ impl Ca {
         let (not_before, not_after) = match validity {
             Validity::Fresh(ttl) => {
                 let not_before = now() - BACKDATE;
-                if ttl < Duration::from_secs(3600) {
-                    (not_before, now() + ttl)
-                } else {
-                    (not_before, not_before + ttl)
-                }
+                if ttl < Duration::from_secs(3600) { (not_before, now() + ttl) } else { (not_before, not_before + ttl) }
             }
             Validity::Over => {
                 let end = now() - Duration::from_secs(3600);
@@ -207,10 +189,7 @@ impl Ca {
         params.subject_alt_names = vec![SanType::URI(uri.clone().try_into()?)];
         params.distinguished_name = DistinguishedName::new();
         if !dialect.is_today() {
-            params.distinguished_name.push(
-                DnType::CommonName,
-                format!("{service}.svc.default.{uuid8}.consul"),
-            );
+            params.distinguished_name.push(DnType::CommonName, format!("{service}.svc.default.{uuid8}.consul"));
         }
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![
@@ -219,10 +198,7 @@ impl Ca {
             KeyUsagePurpose::DataEncipherment,
             KeyUsagePurpose::KeyAgreement,
         ];
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ClientAuth,
-            ExtendedKeyUsagePurpose::ServerAuth,
-        ];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
         params.key_identifier_method = KeyIdMethod::PreSpecified(key_id(&signer));
         let issuer = Issuer::from_params(&root.params, &root.key);
@@ -259,19 +235,11 @@ impl Ca {
         params.not_after = not_before + ttl;
         params.serial_number = Some(serial_number(serial));
         params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(
-            DnType::CommonName,
-            format!("pri-{}.consul.ca.{uuid8}.consul", random_label()),
-        );
-        params.subject_alt_names = vec![SanType::URI(
-            format!("spiffe://{}", self.trust_domain()).try_into()?,
-        )];
+        params.distinguished_name.push(DnType::CommonName, format!("pri-{}.consul.ca.{uuid8}.consul", random_label()));
+        params.subject_alt_names = vec![SanType::URI(format!("spiffe://{}", self.trust_domain()).try_into()?)];
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![
-            KeyUsagePurpose::DigitalSignature,
-            KeyUsagePurpose::KeyCertSign,
-            KeyUsagePurpose::CrlSign,
-        ];
+        params.key_usages =
+            vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.use_authority_key_identifier_extension = true;
         params.key_identifier_method = KeyIdMethod::PreSpecified(key_id.clone());
         let cert = params.self_signed(&key)?;
@@ -329,9 +297,7 @@ fn colon_hex(bytes: &[u8]) -> String {
 fn random_label() -> String {
     const LETTERS: &[u8] = b"abcdefghijklmnopqrstuvwxyz0123456789";
     let mut rng = rand::rng();
-    (0..8)
-        .map(|_| char::from(LETTERS[rng.random_range(0..LETTERS.len())]))
-        .collect()
+    (0..8).map(|_| char::from(LETTERS[rng.random_range(0..LETTERS.len())])).collect()
 }
 
 #[cfg(test)]
@@ -348,10 +314,7 @@ mod tests {
     fn names_are_escaped_as_consul_escapes_them() {
         let ca = Ca::new("1".to_owned());
         assert!(ca.service_uri("dc1", "a b").ends_with("/svc/a%20b"));
-        assert!(
-            ca.service_uri("dc1", "a+~:@$=,&;")
-                .ends_with("/svc/a+~:@$=,&;")
-        );
+        assert!(ca.service_uri("dc1", "a+~:@$=,&;").ends_with("/svc/a+~:@$=,&;"));
         assert!(ca.service_uri("dc1", "web?x!").ends_with("/svc/web%3Fx%21"));
     }
 }

@@ -101,18 +101,12 @@ pub(crate) struct Catalog {
 impl Catalog {
     /// Index of `/v1/health/service/:name`.
     pub(crate) fn service_index(&self, name: &str) -> u64 {
-        self.names
-            .get(&name.to_lowercase())
-            .copied()
-            .unwrap_or(self.index)
+        self.names.get(&name.to_lowercase()).copied().unwrap_or(self.index)
     }
 
     /// Index of `/v1/health/connect/:name`.
     pub(crate) fn connect_index(&self, name: &str) -> u64 {
-        self.names
-            .get(&format!("connect:{}", name.to_lowercase()))
-            .copied()
-            .unwrap_or(self.index)
+        self.names.get(&format!("connect:{}", name.to_lowercase())).copied().unwrap_or(self.index)
     }
 
     /// Checks of one instance, in the order of their IDs.
@@ -122,10 +116,7 @@ impl Catalog {
 
     /// The worst status of an instance's checks; without checks it passes.
     pub(crate) fn status_of(&self, key: &str) -> Status {
-        self.checks_of(key)
-            .map(|c| c.status)
-            .max()
-            .unwrap_or(Status::Passing)
+        self.checks_of(key).map(|c| c.status).max().unwrap_or(Status::Passing)
     }
 
     /// `240.0.0.n` for the service that a mesh instance stands for. Never to be dialled.
@@ -140,8 +131,7 @@ impl Catalog {
         if let Some(name) = service.connect_name() {
             let next = u8::try_from(self.virtual_ips.len() + 1).unwrap_or(u8::MAX);
             self.virtual_ips.entry(name.to_owned()).or_insert(next);
-            self.names
-                .insert(format!("connect:{}", name.to_lowercase()), index);
+            self.names.insert(format!("connect:{}", name.to_lowercase()), index);
         }
     }
 }
@@ -175,11 +165,7 @@ pub(crate) fn remove(state: &mut State, key: &str) -> bool {
     state.catalog.touch(&service, index);
     if let Some(name) = service.connect_name()
         && service.node.is_none()
-        && !state
-            .catalog
-            .services
-            .values()
-            .any(|s| s.node.is_none() && s.connect_name() == Some(name))
+        && !state.catalog.services.values().any(|s| s.node.is_none() && s.connect_name() == Some(name))
     {
         crate::leaf::sidecar_gone(state, name);
     }
@@ -221,12 +207,7 @@ pub(crate) fn sorted(value: &Value) -> Value {
     match value {
         Value::Object(map) => {
             let ordered: BTreeMap<&String, &Value> = map.iter().collect();
-            Value::Object(
-                ordered
-                    .into_iter()
-                    .map(|(k, v)| (k.clone(), sorted(v)))
-                    .collect(),
-            )
+            Value::Object(ordered.into_iter().map(|(k, v)| (k.clone(), sorted(v))).collect())
         }
         Value::Array(items) => Value::Array(items.iter().map(sorted).collect()),
         other => other.clone(),

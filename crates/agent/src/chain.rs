@@ -20,32 +20,16 @@ pub(crate) async fn get(shared: &Shared, req: &Request, name: &str) -> Result<An
     }
     let mut protocol = None;
     if req.method == http::Method::POST {
-        let wrong = |text: String| {
-            Answer::text(
-                400,
-                dialect.bad_request(&format!("Request decoding failed: {text}")),
-            )
-        };
+        let wrong = |text: String| Answer::text(400, dialect.bad_request(&format!("Request decoding failed: {text}")));
         let body = known_keys(
             req.json_object().map_err(wrong)?,
-            &[
-                "OverrideMeshGateway",
-                "OverrideProtocol",
-                "OverrideConnectTimeout",
-            ],
+            &["OverrideMeshGateway", "OverrideProtocol", "OverrideConnectTimeout"],
             true,
         )
         .map_err(wrong)?;
-        protocol = body
-            .get("OverrideProtocol")
-            .and_then(Value::as_str)
-            .filter(|p| !p.is_empty())
-            .map(str::to_owned);
+        protocol = body.get("OverrideProtocol").and_then(Value::as_str).filter(|p| !p.is_empty()).map(str::to_owned);
     }
-    let datacenter = req
-        .param("compile-dc")
-        .filter(|d| !d.is_empty())
-        .unwrap_or(&shared.options.datacenter);
+    let datacenter = req.param("compile-dc").filter(|d| !d.is_empty()).unwrap_or(&shared.options.datacenter);
     shared
         .read(|state| {
             resolve(state.acl.as_ref(), req.token.as_deref())
@@ -62,11 +46,8 @@ pub(crate) async fn get(shared: &Shared, req: &Request, name: &str) -> Result<An
     // No configuration entry of a chain is kept, so the index moves with the catalog and nothing else.
     if blocking.index > 0 {
         let wait = shared.wait(blocking.wait, Duration::from_secs(300), true);
-        let waited = shared
-            .block(Endpoint::DiscoveryChain, wait, |s| {
-                (s.catalog.index > blocking.index).then_some(())
-            })
-            .await;
+        let waited =
+            shared.block(Endpoint::DiscoveryChain, wait, |s| (s.catalog.index > blocking.index).then_some(())).await;
         if let Waited::Refused(answer) = waited {
             return Err(answer);
         }
@@ -83,23 +64,11 @@ pub(crate) async fn get(shared: &Shared, req: &Request, name: &str) -> Result<An
         .with("X-Consul-Query-Backend", "blocking-query"))
 }
 
-fn compile(
-    shared: &Shared,
-    state: &State,
-    name: &str,
-    datacenter: &str,
-    protocol: Option<&str>,
-) -> Value {
+fn compile(shared: &Shared, state: &State, name: &str, datacenter: &str, protocol: Option<&str>) -> Value {
     let today = shared.options.dialect.is_today();
-    let id = if today {
-        format!("{name}.default.default.{datacenter}")
-    } else {
-        format!("{name}.default.{datacenter}")
-    };
-    let sni = format!(
-        "{name}.default.{datacenter}.internal.{}",
-        state.ca.trust_domain()
-    );
+    let id =
+        if today { format!("{name}.default.default.{datacenter}") } else { format!("{name}.default.{datacenter}") };
+    let sni = format!("{name}.default.{datacenter}.internal.{}", state.ca.trust_domain());
     let configured = state
         .config_entries
         .get(&("service-defaults".to_owned(), name.to_owned()))

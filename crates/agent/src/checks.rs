@@ -16,9 +16,7 @@ use crate::request::{Request, go_duration, known_keys};
 use crate::store::{Shared, State};
 
 /// Status of a check; the order is that of gravity.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
     /// Good.
@@ -68,12 +66,7 @@ pub(crate) enum Kind {
     /// Reports that must come again in time.
     Ttl { ttl: Duration, expires: Instant },
     /// A connection that is opened and closed without a byte.
-    Tcp {
-        target: String,
-        interval: Duration,
-        timeout: Duration,
-        next: Instant,
-    },
+    Tcp { target: String, interval: Duration, timeout: Duration, next: Instant },
     /// Follows another instance on this agent.
     Alias { of: String },
     /// Set by hand.
@@ -141,24 +134,15 @@ pub(crate) fn parse(
     default_name: &str,
 ) -> Result<Check, String> {
     let map = known_keys(definition, CHECK_KEYS, true)?;
-    let text = |key: &str| {
-        map.get(key)
-            .and_then(Value::as_str)
-            .filter(|v| !v.is_empty())
-    };
+    let text = |key: &str| map.get(key).and_then(Value::as_str).filter(|v| !v.is_empty());
     let span = |key: &str| match text(key) {
         None => Ok(None),
-        Some(text) => go_duration(text)
-            .map(Some)
-            .ok_or_else(|| format!("time: invalid duration \"{text}\"")),
+        Some(text) => go_duration(text).map(Some).ok_or_else(|| format!("time: invalid duration \"{text}\"")),
     };
     let now = Instant::now();
     let interval = span("Interval")?;
     let kind = if let Some(ttl) = span("TTL")? {
-        Kind::Ttl {
-            ttl,
-            expires: now + ttl,
-        }
+        Kind::Ttl { ttl, expires: now + ttl }
     } else if let Some(target) = text("TCP") {
         Kind::Tcp {
             target: target.to_owned(),
@@ -169,22 +153,15 @@ pub(crate) fn parse(
     } else if let Some(of) = text("AliasService") {
         Kind::Alias { of: of.to_owned() }
     } else {
-        return Err(
-            "the development agent performs TTL, TCP and alias checks, and no others".to_owned(),
-        );
+        return Err("the development agent performs TTL, TCP and alias checks, and no others".to_owned());
     };
     let status = match text("Status") {
         None if matches!(kind, Kind::Alias { .. }) => Status::Passing,
         None => Status::Critical,
-        Some(text) => {
-            Status::parse(text).ok_or_else(|| format!("Invalid check status: '{text}'"))?
-        }
+        Some(text) => Status::parse(text).ok_or_else(|| format!("Invalid check status: '{text}'"))?,
     };
     Ok(Check {
-        id: text("CheckID")
-            .or_else(|| text("ID"))
-            .unwrap_or(default_id)
-            .to_owned(),
+        id: text("CheckID").or_else(|| text("ID")).unwrap_or(default_id).to_owned(),
         name: text("Name").unwrap_or(default_name).to_owned(),
         service: service.to_owned(),
         status,
@@ -250,20 +227,10 @@ pub(crate) fn follow_aliases(state: &mut State) {
         let mut followed: Vec<&Check> = state.catalog.checks_of(&of).collect();
         followed.sort_by_key(|c| std::cmp::Reverse(c.status));
         let (status, output) = match followed.first() {
-            None if state.catalog.services.contains_key(&of) => {
-                (Status::Passing, "No checks found.".to_owned())
-            }
-            None => (
-                Status::Critical,
-                format!("Service {of} could not be found on the node"),
-            ),
-            Some(c) if c.status == Status::Passing => {
-                (Status::Passing, "All checks passing.".to_owned())
-            }
-            Some(c) => (
-                c.status,
-                format!("Aliased check \"{}\" failing: {}", c.name, c.output),
-            ),
+            None if state.catalog.services.contains_key(&of) => (Status::Passing, "No checks found.".to_owned()),
+            None => (Status::Critical, format!("Service {of} could not be found on the node")),
+            Some(c) if c.status == Status::Passing => (Status::Passing, "All checks passing.".to_owned()),
+            Some(c) => (c.status, format!("Aliased check \"{}\" failing: {}", c.name, c.output)),
         };
         set(state, &id, status, &output);
     }
@@ -324,22 +291,14 @@ fn due(state: &mut State, now: Instant) -> (Due, Option<Instant>) {
                     let output = if check.output.is_empty() {
                         "TTL expired".to_owned()
                     } else {
-                        format!(
-                            "TTL expired (last output before timeout follows): {}",
-                            check.output
-                        )
+                        format!("TTL expired (last output before timeout follows): {}", check.output)
                     };
                     due.expired.push((check.id.clone(), output));
                 } else {
                     at(*expires);
                 }
             }
-            Kind::Tcp {
-                target,
-                interval,
-                timeout,
-                next,
-            } => {
+            Kind::Tcp { target, interval, timeout, next } => {
                 if *next <= now {
                     due.tcp.push((check.id.clone(), target.clone(), *timeout));
                     *next = now + (*interval).max(Duration::from_millis(10));
@@ -354,39 +313,25 @@ fn due(state: &mut State, now: Instant) -> (Due, Option<Instant>) {
 
 async fn dial(target: &str, timeout: Duration) -> (Status, String) {
     // Only addresses: a development agent resolves no names and leaves the machine for no check.
-    let Ok(address) = target
-        .replace("localhost", "127.0.0.1")
-        .parse::<SocketAddr>()
-    else {
-        return (
-            Status::Critical,
-            format!("dial tcp {target}: not an address"),
-        );
+    let Ok(address) = target.replace("localhost", "127.0.0.1").parse::<SocketAddr>() else {
+        return (Status::Critical, format!("dial tcp {target}: not an address"));
     };
     let address = match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => {
-            SocketAddr::from((Ipv4Addr::LOCALHOST, address.port()))
-        }
+        IpAddr::V4(ip) if ip.is_unspecified() => SocketAddr::from((Ipv4Addr::LOCALHOST, address.port())),
         _ => address,
     };
     match tokio::time::timeout(timeout, TcpStream::connect(address)).await {
         Ok(Ok(_)) => (Status::Passing, format!("TCP connect {target}: Success")),
-        Ok(Err(e)) if e.kind() == std::io::ErrorKind::ConnectionRefused => (
-            Status::Critical,
-            format!("dial tcp {target}: connect: connection refused"),
-        ),
+        Ok(Err(e)) if e.kind() == std::io::ErrorKind::ConnectionRefused => {
+            (Status::Critical, format!("dial tcp {target}: connect: connection refused"))
+        }
         Ok(Err(e)) => (Status::Critical, format!("dial tcp {target}: connect: {e}")),
         Err(_) => (Status::Critical, format!("dial tcp {target}: i/o timeout")),
     }
 }
 
 /// `PUT /v1/agent/check/{pass,warn,fail}/:id?note=` and `…/update/:id`
-pub(crate) fn report(
-    shared: &Shared,
-    req: &Request,
-    verb: &str,
-    id: &str,
-) -> Result<Answer, Answer> {
+pub(crate) fn report(shared: &Shared, req: &Request, verb: &str, id: &str) -> Result<Answer, Answer> {
     let dialect = shared.options.dialect;
     req.check_enterprise(dialect)?;
     let (status, output) = match verb {
@@ -399,45 +344,29 @@ pub(crate) fn report(
             req.param("note").unwrap_or_default().to_owned(),
         ),
         _ => {
-            let wrong = |text: String| {
-                Answer::text(
-                    400,
-                    dialect.bad_request(&format!("Request decode failed: {text}")),
-                )
-            };
-            let body = known_keys(
-                req.json_object().map_err(wrong)?,
-                &["Status", "Output", "CheckID", "Namespace"],
-                false,
-            )
-            .map_err(wrong)?;
+            let wrong =
+                |text: String| Answer::text(400, dialect.bad_request(&format!("Request decode failed: {text}")));
+            let body =
+                known_keys(req.json_object().map_err(wrong)?, &["Status", "Output", "CheckID", "Namespace"], false)
+                    .map_err(wrong)?;
             let text = |key: &str| body.get(key).and_then(Value::as_str).unwrap_or_default();
-            let status = Status::parse(text("Status")).ok_or_else(|| {
-                Answer::text(400, format!("Invalid check status: '{}'", text("Status")))
-            })?;
+            let status = Status::parse(text("Status"))
+                .ok_or_else(|| Answer::text(400, format!("Invalid check status: '{}'", text("Status"))))?;
             (status, text("Output").to_owned())
         }
     };
     shared.update(|state| {
-        let no_ttl =
-            || Answer::text(500, format!("CheckID \"{id}\" does not have associated TTL"));
+        let no_ttl = || Answer::text(500, format!("CheckID \"{id}\" does not have associated TTL"));
         let Some(check) = state.catalog.checks.get(id) else {
             return Err(match dialect {
                 Dialect::Today => Answer::text(
                     404,
-                    format!(
-                        "Unknown check ID \"{id}\". Ensure that the check ID is passed, not the check name."
-                    ),
+                    format!("Unknown check ID \"{id}\". Ensure that the check ID is passed, not the check name."),
                 ),
                 Dialect::Old => no_ttl(),
             });
         };
-        let name = state
-            .catalog
-            .services
-            .get(&check.service)
-            .map(|s| s.name.clone())
-            .unwrap_or_default();
+        let name = state.catalog.services.get(&check.service).map(|s| s.name.clone()).unwrap_or_default();
         may_write(state, req, &name, dialect)?;
         if !matches!(check.kind, Kind::Ttl { .. }) {
             return Err(no_ttl());
@@ -451,12 +380,7 @@ pub(crate) fn report(
 pub(crate) fn register(shared: &Shared, req: &Request) -> Result<Answer, Answer> {
     let dialect = shared.options.dialect;
     req.check_enterprise(dialect)?;
-    let wrong = |text: String| {
-        Answer::text(
-            400,
-            dialect.bad_request(&format!("Request decode failed: {text}")),
-        )
-    };
+    let wrong = |text: String| Answer::text(400, dialect.bad_request(&format!("Request decode failed: {text}")));
     let body = req.json_object().map_err(wrong)?;
     let known = known_keys(body.clone(), CHECK_KEYS, true).map_err(wrong)?;
     let text = |key: &str| known.get(key).and_then(Value::as_str).unwrap_or_default();
@@ -468,10 +392,7 @@ pub(crate) fn register(shared: &Shared, req: &Request) -> Result<Answer, Answer>
     let check = parse(body, &service, name, name).map_err(wrong)?;
     shared.update(|state| {
         let Some(owner) = state.catalog.services.get(&service) else {
-            return Err(Answer::text(
-                500,
-                format!("ServiceID \"{service}\" does not exist"),
-            ));
+            return Err(Answer::text(500, format!("ServiceID \"{service}\" does not exist")));
         };
         let owner = owner.name.clone();
         may_write(state, req, &owner, dialect)?;
@@ -489,20 +410,13 @@ pub(crate) fn deregister(shared: &Shared, req: &Request, id: &str) -> Result<Ans
             return match dialect {
                 Dialect::Today => Err(Answer::text(
                     404,
-                    format!(
-                        "Unknown check ID \"{id}\". Ensure that the check ID is passed, not the check name."
-                    ),
+                    format!("Unknown check ID \"{id}\". Ensure that the check ID is passed, not the check name."),
                 )),
                 Dialect::Old => Ok(Answer::done(dialect)),
             };
         };
         let service = check.service.clone();
-        let name = state
-            .catalog
-            .services
-            .get(&service)
-            .map(|s| s.name.clone())
-            .unwrap_or_default();
+        let name = state.catalog.services.get(&service).map(|s| s.name.clone()).unwrap_or_default();
         may_write(state, req, &name, dialect)?;
         state.catalog.checks.remove(id);
         catalog::check_changed(state, &service);
@@ -515,8 +429,8 @@ pub(crate) fn list(shared: &Shared, req: &Request) -> Result<Answer, Answer> {
     let dialect = shared.options.dialect;
     req.check_enterprise(dialect)?;
     shared.read(|state| {
-        let caller = resolve(state.acl.as_ref(), req.token.as_deref())
-            .ok_or_else(|| Answer::forbidden("ACL not found"))?;
+        let caller =
+            resolve(state.acl.as_ref(), req.token.as_deref()).ok_or_else(|| Answer::forbidden("ACL not found"))?;
         let mut out = Map::new();
         for check in state.catalog.checks.values() {
             let Some(service) = state.catalog.services.get(&check.service) else {
@@ -525,8 +439,7 @@ pub(crate) fn list(shared: &Shared, req: &Request) -> Result<Answer, Answer> {
             if service.node.is_some() || !caller.may(Right::ServiceRead(&service.name)) {
                 continue;
             }
-            let mut view =
-                crate::views::check_view(&shared.options, service, check, &json!(service.tags));
+            let mut view = crate::views::check_view(&shared.options, service, check, &json!(service.tags));
             // The agent's own list has no indexes.
             view["CreateIndex"] = json!(0);
             view["ModifyIndex"] = json!(0);

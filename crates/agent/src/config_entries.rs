@@ -10,18 +10,8 @@ use crate::intentions::{self, IntentionRule};
 use crate::request::{Request, known_keys};
 use crate::store::{Shared, State};
 
-const INTENTION_KEYS: &[&str] = &[
-    "Kind",
-    "Name",
-    "Namespace",
-    "Partition",
-    "Meta",
-    "Sources",
-    "JWT",
-    "CreateIndex",
-    "ModifyIndex",
-    "Hash",
-];
+const INTENTION_KEYS: &[&str] =
+    &["Kind", "Name", "Namespace", "Partition", "Meta", "Sources", "JWT", "CreateIndex", "ModifyIndex", "Hash"];
 const SOURCE_KEYS: &[&str] = &[
     "Name",
     "Namespace",
@@ -43,12 +33,7 @@ const SOURCE_KEYS: &[&str] = &[
 pub(crate) fn put(shared: &Shared, req: &Request) -> Result<Answer, Answer> {
     let dialect = shared.options.dialect;
     req.check_enterprise(dialect)?;
-    let wrong = |text: String| {
-        Answer::text(
-            400,
-            dialect.bad_request(&format!("Request decoding failed: {text}")),
-        )
-    };
+    let wrong = |text: String| Answer::text(400, dialect.bad_request(&format!("Request decoding failed: {text}")));
     let body = req.json_object().map_err(wrong)?;
     let kind = field(&body, "Kind");
     let name = field(&body, "Name");
@@ -59,29 +44,16 @@ pub(crate) fn put(shared: &Shared, req: &Request) -> Result<Answer, Answer> {
                 allowed(state, req, Right::IntentionWrite(&name), dialect)?;
                 // An entry holds all intentions of its destination.
                 let kept: Vec<String> = rules.iter().map(|(s, _, _)| s.clone()).collect();
-                intentions::remove(state, |i| {
-                    i.destination == name && !kept.contains(&i.source)
-                });
+                intentions::remove(state, |i| i.destination == name && !kept.contains(&i.source));
                 for (source, rule, description) in rules {
-                    intentions::put(
-                        state,
-                        &source,
-                        &name,
-                        rule,
-                        &description,
-                        Value::Null,
-                        false,
-                    );
+                    intentions::put(state, &source, &name, rule, &description, Value::Null, false);
                 }
                 Ok(Answer::json(dialect, &json!(true)))
             })
         }
         "proxy-defaults" | "service-defaults" => {
             if kind == "proxy-defaults" && name != "global" {
-                return Err(Answer::text(
-                    400,
-                    "invalid name (\"global\" is the only one for proxy-defaults)",
-                ));
+                return Err(Answer::text(400, "invalid name (\"global\" is the only one for proxy-defaults)"));
             }
             shared.update(|state| {
                 allowed(state, req, Right::OperatorWrite, dialect)?;
@@ -89,9 +61,7 @@ pub(crate) fn put(shared: &Shared, req: &Request) -> Result<Answer, Answer> {
                 let mut entry = body;
                 entry.insert("CreateIndex".to_owned(), json!(index));
                 entry.insert("ModifyIndex".to_owned(), json!(index));
-                state
-                    .config_entries
-                    .insert((kind, name), Value::Object(entry));
+                state.config_entries.insert((kind, name), Value::Object(entry));
                 Ok(Answer::json(dialect, &json!(true)))
             })
         }
@@ -103,25 +73,15 @@ pub(crate) fn put(shared: &Shared, req: &Request) -> Result<Answer, Answer> {
 }
 
 /// `GET`, `DELETE /v1/config/:kind/:name`, `GET /v1/config/:kind`
-pub(crate) fn one(
-    shared: &Shared,
-    req: &Request,
-    kind: &str,
-    name: Option<&str>,
-) -> Result<Answer, Answer> {
+pub(crate) fn one(shared: &Shared, req: &Request, kind: &str, name: Option<&str>) -> Result<Answer, Answer> {
     let dialect = shared.options.dialect;
     req.check_enterprise(dialect)?;
     if kind == "service-intentions" {
         return service_intentions(shared, req, name);
     }
     let Some(name) = name else {
-        let list: Vec<Value> = shared.read(|s| {
-            s.config_entries
-                .iter()
-                .filter(|((k, _), _)| k == kind)
-                .map(|(_, v)| v.clone())
-                .collect()
-        });
+        let list: Vec<Value> =
+            shared.read(|s| s.config_entries.iter().filter(|((k, _), _)| k == kind).map(|(_, v)| v.clone()).collect());
         return Ok(Answer::json(dialect, &Value::Array(list)));
     };
     let key = (kind.to_owned(), name.to_owned());
@@ -138,17 +98,10 @@ pub(crate) fn one(
         .ok_or_else(|| missing(kind, name))
 }
 
-fn service_intentions(
-    shared: &Shared,
-    req: &Request,
-    name: Option<&str>,
-) -> Result<Answer, Answer> {
+fn service_intentions(shared: &Shared, req: &Request, name: Option<&str>) -> Result<Answer, Answer> {
     let dialect = shared.options.dialect;
     let Some(name) = name else {
-        return Err(Answer::text(
-            500,
-            "the development agent lists intentions under /v1/connect/intentions",
-        ));
+        return Err(Answer::text(500, "the development agent lists intentions under /v1/connect/intentions"));
     };
     if req.method == http::Method::DELETE {
         return shared.update(|state| {
@@ -163,8 +116,7 @@ fn service_intentions(
             .into_iter()
             .filter(|i| i.destination == name)
             .map(|i| {
-                let mut source =
-                    json!({"Name": i.source, "Precedence": i.precedence(), "Type": "consul"});
+                let mut source = json!({"Name": i.source, "Precedence": i.precedence(), "Type": "consul"});
                 match &i.rule {
                     IntentionRule::Action(action) => source["Action"] = json!(action.as_str()),
                     IntentionRule::Permissions(list) => source["Permissions"] = list.clone(),
@@ -180,9 +132,7 @@ fn service_intentions(
     })
 }
 
-fn read_intentions(
-    body: Map<String, Value>,
-) -> Result<Vec<(String, IntentionRule, String)>, String> {
+fn read_intentions(body: Map<String, Value>) -> Result<Vec<(String, IntentionRule, String)>, String> {
     let body = known_keys(body, INTENTION_KEYS, true)?;
     let Some(Value::Array(sources)) = body.get("Sources") else {
         return Err("At least one source is required".to_owned());
@@ -206,18 +156,11 @@ fn read_intentions(
 }
 
 fn missing(kind: &str, name: &str) -> Answer {
-    Answer::text(
-        404,
-        format!("Config entry not found for \"{kind}\" / \"{name}\""),
-    )
+    Answer::text(404, format!("Config entry not found for \"{kind}\" / \"{name}\""))
 }
 
 fn field(body: &Map<String, Value>, key: &str) -> String {
-    body.iter()
-        .find(|(k, _)| k.eq_ignore_ascii_case(key))
-        .and_then(|(_, v)| v.as_str())
-        .unwrap_or_default()
-        .to_owned()
+    body.iter().find(|(k, _)| k.eq_ignore_ascii_case(key)).and_then(|(_, v)| v.as_str()).unwrap_or_default().to_owned()
 }
 
 fn allowed(state: &State, req: &Request, right: Right<'_>, dialect: Dialect) -> Result<(), Answer> {

@@ -227,11 +227,8 @@ async fn respond(handle: &Handle, request: http::Request<Incoming>) -> Response<
 }
 
 fn read(command: &str, body: &[u8]) -> Result<Order, serde_json::Error> {
-    let mut map: serde_json::Map<String, Value> = if body.iter().all(u8::is_ascii_whitespace) {
-        serde_json::Map::new()
-    } else {
-        serde_json::from_slice(body)?
-    };
+    let mut map: serde_json::Map<String, Value> =
+        if body.iter().all(u8::is_ascii_whitespace) { serde_json::Map::new() } else { serde_json::from_slice(body)? };
     map.insert("command".to_owned(), json!(command));
     serde_json::from_value(Value::Object(map))
 }
@@ -255,18 +252,9 @@ async fn obey(handle: &Handle, order: Order) -> Result<Value, HandleError> {
                 "uri": issued.uri,
             }));
         }
-        Order::Allow {
-            source,
-            destination,
-        } => handle.allow(&source, &destination),
-        Order::Deny {
-            source,
-            destination,
-        } => handle.deny(&source, &destination),
-        Order::Forget {
-            source,
-            destination,
-        } => {
+        Order::Allow { source, destination } => handle.allow(&source, &destination),
+        Order::Deny { source, destination } => handle.deny(&source, &destination),
+        Order::Forget { source, destination } => {
             found(handle.forget(&source, &destination), "intention")?;
         }
         Order::DefaultIntentionPolicy { policy } => handle.set_default_intention_policy(policy),
@@ -283,27 +271,13 @@ async fn obey(handle: &Handle, order: Order) -> Result<Value, HandleError> {
             found(handle.set_check(&id, status, &output), "check")?;
         }
         Order::ManagedProxy { proxy } => handle.set_managed_proxy(proxy),
-        Order::Misbehave {
-            endpoint,
-            fault,
-            times: None,
-        } => handle.misbehave(endpoint, fault),
-        Order::Misbehave {
-            endpoint,
-            fault,
-            times: Some(times),
-        } => {
+        Order::Misbehave { endpoint, fault, times: None } => handle.misbehave(endpoint, fault),
+        Order::Misbehave { endpoint, fault, times: Some(times) } => {
             handle.misbehave_times(endpoint, fault, times);
         }
         Order::Behave { endpoint: None } => handle.behave()?,
-        Order::Behave {
-            endpoint: Some(endpoint),
-        } => handle.behave_at(endpoint),
-        Order::RefuseBlocked {
-            endpoint,
-            status,
-            body,
-        } => {
+        Order::Behave { endpoint: Some(endpoint) } => handle.behave_at(endpoint),
+        Order::RefuseBlocked { endpoint, status, body } => {
             handle.refuse_blocked(endpoint, status, &body);
         }
         Order::LeafFault { service, fault } => handle.set_leaf_fault(&service, fault)?,
@@ -325,19 +299,12 @@ fn span(seconds: f64) -> Result<Duration, HandleError> {
 }
 
 fn found(there: bool, what: &str) -> Result<(), HandleError> {
-    if there {
-        Ok(())
-    } else {
-        Err(HandleError::Refused(format!("no such {what}")))
-    }
+    if there { Ok(()) } else { Err(HandleError::Refused(format!("no such {what}"))) }
 }
 
 fn answer(value: &Value) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(value.to_string())));
-    response.headers_mut().insert(
-        http::header::CONTENT_TYPE,
-        http::HeaderValue::from_static("application/json"),
-    );
+    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
     response
 }
 

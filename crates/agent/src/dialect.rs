@@ -4,9 +4,7 @@
 ///
 /// The differences are those that were seen on running agents; everything that is not named in this module
 /// is the same in both.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Hash, Default, serde::Serialize, serde::Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Dialect {
     /// Consul 1.22: empty subjects, one leaf a service for all callers, error texts that name the permission.

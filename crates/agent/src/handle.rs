@@ -44,9 +44,7 @@ struct Inner {
 
 impl std::fmt::Debug for Handle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Handle")
-            .field("address", &self.inner.address)
-            .finish_non_exhaustive()
+        f.debug_struct("Handle").field("address", &self.inner.address).finish_non_exhaustive()
     }
 }
 
@@ -89,9 +87,7 @@ pub struct Issued {
 
 impl std::fmt::Debug for Issued {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Issued")
-            .field("uri", &self.uri)
-            .finish_non_exhaustive()
+        f.debug_struct("Issued").field("uri", &self.uri).finish_non_exhaustive()
     }
 }
 
@@ -226,10 +222,7 @@ impl Handle {
     /// ago.
     pub fn issue_with(&self, service: &str, ttl: Option<Duration>) -> Result<Issued, HandleError> {
         let shared = self.shared();
-        let key = shared
-            .keys
-            .p256()
-            .map_err(|e| HandleError::Ca(e.to_string()))?;
+        let key = shared.keys.p256().map_err(|e| HandleError::Ca(e.to_string()))?;
         let signed = shared.quietly(|state| {
             let validity = match ttl {
                 Some(Duration::ZERO) => Validity::Over,
@@ -237,9 +230,7 @@ impl Handle {
                 None => Validity::Fresh(state.leaf_ttl),
             };
             let datacenter = &shared.options.datacenter;
-            state
-                .ca
-                .sign_leaf(&key, shared.options.dialect, datacenter, service, validity)
+            state.ca.sign_leaf(&key, shared.options.dialect, datacenter, service, validity)
         })?;
         Ok(Issued {
             chain_pem: signed.chain_pem,
@@ -267,11 +258,7 @@ impl Handle {
 
     /// Takes an intention away; says whether there was one.
     pub fn forget(&self, source: &str, destination: &str) -> bool {
-        self.update(|state| {
-            intentions::remove(state, |i| {
-                i.source == source && i.destination == destination
-            })
-        })
+        self.update(|state| intentions::remove(state, |i| i.source == source && i.destination == destination))
     }
 
     /// `default_intention_policy` of this agent; the dialect of today only.
@@ -295,22 +282,13 @@ impl Handle {
     /// Adds a token under its secret. Where access control is off, this switches it on, with default deny.
     pub fn add_token(&self, secret: &str, token: Token) {
         self.update(|state| {
-            state
-                .acl
-                .get_or_insert_with(|| Acl::new(Policy::Deny))
-                .tokens
-                .insert(secret.to_owned(), token);
+            state.acl.get_or_insert_with(|| Acl::new(Policy::Deny)).tokens.insert(secret.to_owned(), token);
         });
     }
 
     /// Deletes a token by its secret.
     pub fn delete_token(&self, secret: &str) -> bool {
-        self.update(|state| {
-            state
-                .acl
-                .as_mut()
-                .is_some_and(|acl| acl.tokens.remove(secret).is_some())
-        })
+        self.update(|state| state.acl.as_mut().is_some_and(|acl| acl.tokens.remove(secret).is_some()))
     }
 
     // ---- services -----------------------------------------------------------------------------------------
@@ -319,8 +297,7 @@ impl Handle {
     pub fn register(&self, registration: Value) -> Result<(), HandleError> {
         let map = object(registration)?;
         let shared = Arc::clone(self.shared());
-        let registration = register::parse(map, shared.options.dialect)
-            .map_err(|e| HandleError::Refused(e.text()))?;
+        let registration = register::parse(map, shared.options.dialect).map_err(|e| HandleError::Refused(e.text()))?;
         self.update(|state| register::apply(&shared, state, registration, None, false))
             .map_err(|e| HandleError::Refused(e.text()))
     }
@@ -334,24 +311,15 @@ impl Handle {
     pub fn add_instance(&self, instance: Instance) -> Result<(), HandleError> {
         let shared = self.shared();
         let known = shared.options.datacenter == instance.datacenter
-            || shared
-                .options
-                .other_datacenters
-                .contains(&instance.datacenter);
+            || shared.options.other_datacenters.contains(&instance.datacenter);
         if !known {
-            return Err(HandleError::Refused(format!(
-                "no datacenter {}",
-                instance.datacenter
-            )));
+            return Err(HandleError::Refused(format!("no datacenter {}", instance.datacenter)));
         }
         let mut service = register::parse(instance.service, shared.options.dialect)
             .map_err(|e| HandleError::Refused(e.text()))?
             .service;
-        service.node = Some(Node {
-            name: instance.node,
-            address: instance.node_address,
-            datacenter: instance.datacenter,
-        });
+        service.node =
+            Some(Node { name: instance.node, address: instance.node_address, datacenter: instance.datacenter });
         let key = service.key();
         self.update(|state| {
             catalog::put(state, service);
@@ -408,9 +376,7 @@ impl Handle {
     /// Puts in a managed proxy (old dialect), under `<target id>-proxy`.
     pub fn set_managed_proxy(&self, proxy: ManagedProxy) {
         self.update(|state| {
-            state
-                .managed
-                .insert(format!("{}-proxy", proxy.target_id), proxy);
+            state.managed.insert(format!("{}-proxy", proxy.target_id), proxy);
         });
     }
 
@@ -460,10 +426,7 @@ impl Handle {
     pub fn refuse_blocked(&self, endpoint: Endpoint, status: u16, body: &str) {
         let answer = misbehave::error(status, body);
         self.update(|state| {
-            let slot = state
-                .refusals
-                .entry(endpoint)
-                .or_insert_with(|| (0, answer.clone()));
+            let slot = state.refusals.entry(endpoint).or_insert_with(|| (0, answer.clone()));
             slot.0 += 1;
             slot.1 = answer;
         });
@@ -471,11 +434,7 @@ impl Handle {
 
     /// Spoils the leaf of a service, or makes it good again. A fault other than [`LeafFault::Stale`] is seen at
     /// once, as a new leaf.
-    pub fn set_leaf_fault(
-        &self,
-        service: &str,
-        fault: Option<LeafFault>,
-    ) -> Result<(), HandleError> {
+    pub fn set_leaf_fault(&self, service: &str, fault: Option<LeafFault>) -> Result<(), HandleError> {
         let shared = Arc::clone(self.shared());
         self.update(|state| {
             let stale = fault == Some(LeafFault::Stale);
@@ -487,11 +446,7 @@ impl Handle {
                     state.leaves.faults.remove(service);
                 }
             }
-            if stale {
-                Ok(())
-            } else {
-                leaf::reissue(&shared, state, service)
-            }
+            if stale { Ok(()) } else { leaf::reissue(&shared, state, service) }
         })?;
         Ok(())
     }
@@ -630,21 +585,12 @@ impl Handle {
 
     fn rule(&self, endpoint: Endpoint, fault: Fault, times: Option<u64>) {
         self.update(|state| {
-            state.rules.push(Rule {
-                endpoint,
-                fault,
-                times,
-            });
+            state.rules.push(Rule { endpoint, fault, times });
         });
     }
 
     async fn listen(&self, listener: TcpListener) -> Result<(), HandleError> {
-        let unix = self
-            .inner
-            .unix
-            .as_deref()
-            .map(server::bind_unix)
-            .transpose()?;
+        let unix = self.inner.unix.as_deref().map(server::bind_unix).transpose()?;
         let task = tokio::spawn(server::serve(Arc::clone(self.shared()), listener, unix));
         *self.inner.server.lock().await = Some(task);
         Ok(())
@@ -653,11 +599,7 @@ impl Handle {
 
 /// The port must come back at once, although connections of before may still stand in TIME_WAIT.
 pub(crate) fn listen_again(address: SocketAddr) -> std::io::Result<TcpListener> {
-    let socket = if address.is_ipv4() {
-        TcpSocket::new_v4()?
-    } else {
-        TcpSocket::new_v6()?
-    };
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(1024)

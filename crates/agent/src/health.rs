@@ -24,12 +24,7 @@ pub(crate) enum Which {
 }
 
 /// `GET /v1/health/{connect,service}/:name`
-pub(crate) async fn get(
-    shared: &Shared,
-    req: &Request,
-    which: Which,
-    name: &str,
-) -> Result<Answer, Answer> {
+pub(crate) async fn get(shared: &Shared, req: &Request, which: Which, name: &str) -> Result<Answer, Answer> {
     let dialect = shared.options.dialect;
     req.check_enterprise(dialect)?;
     let blocking = req.blocking()?;
@@ -39,20 +34,14 @@ pub(crate) async fn get(
     let datacenter = shared.check_datacenter(req)?;
     if dialect.is_today() {
         if req.param("sg").is_some_and(|v| !v.is_empty()) {
-            return Err(Answer::text(
-                500,
-                "sameness groups are not supported in consul CE",
-            ));
+            return Err(Answer::text(500, "sameness groups are not supported in consul CE"));
         }
         if req.param("peer").is_some_and(|v| !v.is_empty()) {
-            return Ok(finish(shared, &blocking, 1, json!([]), None));
+            return Ok(finish(shared, req, &blocking, 1, json!([]), None));
         }
     }
     if req.param("filter").is_some_and(|v| !v.is_empty()) {
-        return Err(Answer::text(
-            500,
-            "the development agent does not evaluate filter expressions",
-        ));
+        return Err(Answer::text(500, "the development agent does not evaluate filter expressions"));
     }
     let endpoint = match which {
         Which::Connect => Endpoint::HealthConnect,
@@ -72,24 +61,12 @@ pub(crate) async fn get(
     }
     let first = shared.read(|state| answer_of(shared, state, req, &question))?;
     if blocking.index == 0 || first.index > blocking.index {
-        return Ok(finish(
-            shared,
-            &blocking,
-            first.index,
-            first.body,
-            first.filtered,
-        ));
+        return Ok(finish(shared, req, &blocking, first.index, first.body, first.filtered));
     }
     let wait = shared.wait(blocking.wait, Duration::from_secs(300), false);
     wait_for_change(shared, endpoint, &question, &blocking, wait).await?;
     let last = shared.read(|state| answer_of(shared, state, req, &question))?;
-    Ok(finish(
-        shared,
-        &blocking,
-        last.index,
-        last.body,
-        last.filtered,
-    ))
+    Ok(finish(shared, req, &blocking, last.index, last.body, last.filtered))
 }
 
 /// `GET /v1/catalog/{service,connect}/:name`
@@ -134,10 +111,7 @@ pub(crate) async fn catalog_services(shared: &Shared, req: &Request) -> Result<A
         let mut names: BTreeMap<String, Vec<String>> = BTreeMap::new();
         names.insert("consul".to_owned(), Vec::new());
         for service in state.catalog.services.values() {
-            let own = service
-                .node
-                .as_ref()
-                .map_or(&shared.options.datacenter, |n| &n.datacenter);
+            let own = service.node.as_ref().map_or(&shared.options.datacenter, |n| &n.datacenter);
             if *own == datacenter && caller.may(Right::ServiceRead(&service.name)) {
                 let tags = names.entry(service.name.clone()).or_default();
                 for tag in &service.tags {
@@ -171,11 +145,8 @@ pub(crate) async fn catalog_nodes(shared: &Shared, req: &Request) -> Result<Answ
                 nodes.insert(node.name.clone(), view);
             }
         }
-        let list: Vec<Value> = nodes
-            .into_iter()
-            .filter(|(name, _)| caller.may(Right::NodeRead(name)))
-            .map(|(_, view)| view)
-            .collect();
+        let list: Vec<Value> =
+            nodes.into_iter().filter(|(name, _)| caller.may(Right::NodeRead(name))).map(|(_, view)| view).collect();
         Ok((state.catalog.index, Value::Array(list)))
     })
     .await
@@ -200,11 +171,7 @@ impl Question<'_> {
 }
 
 /// The instances that the question is about, in the order of their IDs.
-pub(crate) fn instances<'a>(
-    state: &'a State,
-    question: &Question<'_>,
-    own_datacenter: &str,
-) -> Vec<&'a Service> {
+pub(crate) fn instances<'a>(state: &'a State, question: &Question<'_>, own_datacenter: &str) -> Vec<&'a Service> {
     state
         .catalog
         .services
@@ -217,9 +184,7 @@ pub(crate) fn instances<'a>(
             };
             datacenter == question.datacenter
                 && name.is_some_and(|n| n.eq_ignore_ascii_case(question.name))
-                && question
-                    .tag
-                    .is_none_or(|t| s.tags.iter().any(|own| own == t))
+                && question.tag.is_none_or(|t| s.tags.iter().any(|own| own == t))
                 && (!question.passing || state.catalog.status_of(&s.key()) == Status::Passing)
         })
         .collect()
@@ -233,23 +198,14 @@ struct Found {
 }
 
 /// The plain answer, with the refusals of each dialect.
-fn answer_of(
-    shared: &Shared,
-    state: &State,
-    req: &Request,
-    question: &Question<'_>,
-) -> Result<Found, Answer> {
+fn answer_of(shared: &Shared, state: &State, req: &Request, question: &Question<'_>) -> Result<Found, Answer> {
     let today = shared.options.dialect.is_today();
     let caller = known(state, req)?;
     if !caller.may(Right::ServiceRead(question.name)) {
         if today {
             return Err(Answer::forbidden("Permission denied"));
         }
-        return Ok(Found {
-            index: 1,
-            body: json!([]),
-            filtered: None,
-        });
+        return Ok(Found { index: 1, body: json!([]), filtered: None });
     }
     let all = instances(state, question, &shared.options.datacenter);
     let total = all.len();
@@ -258,11 +214,7 @@ fn answer_of(
         .filter(|s| visible(&caller, s, &shared.options.node_name))
         .map(|s| views::health_entry(&shared.options, state, s, &json!([])))
         .collect();
-    Ok(Found {
-        index: question.index(state),
-        filtered: today.then_some(list.len() < total),
-        body: Value::Array(list),
-    })
+    Ok(Found { index: question.index(state), filtered: today.then_some(list.len() < total), body: Value::Array(list) })
 }
 
 /// Today's streaming backend: no token sees an empty list at once, an unknown token an empty list after the whole
@@ -275,10 +227,8 @@ async fn stream(
     blocking: &Blocking,
 ) -> Result<Answer, Answer> {
     let wait = shared.wait(blocking.wait, Duration::from_secs(300), false);
-    let memory = (
-        req.token.clone().unwrap_or_default(),
-        format!("{}:{}", question.datacenter, question.name.to_lowercase()),
-    );
+    let memory =
+        (req.token.clone().unwrap_or_default(), format!("{}:{}", question.datacenter, question.name.to_lowercase()));
     let unknown = shared.read(|s| resolve(s.acl.as_ref(), req.token.as_deref()).is_none());
     if unknown {
         let frozen = shared.read(|s| s.streamed.get(&memory).cloned());
@@ -289,21 +239,20 @@ async fn stream(
                 return Err(answer);
             }
         }
-        return Ok(finish(shared, blocking, index, body, None));
+        return Ok(finish(shared, req, blocking, index, body, None));
     }
     let look = |state: &State| match answer_of(shared, state, req, question) {
         Ok(found) => (found.index, found.body),
         Err(_) => (state.catalog.index, json!([])),
     };
-    let refused = shared
-        .read(|state| !known(state, req).is_ok_and(|c| c.may(Right::ServiceRead(question.name))));
+    let refused = shared.read(|state| !known(state, req).is_ok_and(|c| c.may(Right::ServiceRead(question.name))));
     let (mut index, mut body) = shared.read(look);
     if blocking.index > 0 && index <= blocking.index && !refused {
         wait_for_change(shared, endpoint, question, blocking, wait).await?;
         (index, body) = shared.read(look);
     }
     shared.quietly(|s| s.streamed.insert(memory, (index, body.clone())));
-    Ok(finish(shared, blocking, index, body, None))
+    Ok(finish(shared, req, blocking, index, body, None))
 }
 
 async fn wait_for_change(
@@ -313,11 +262,7 @@ async fn wait_for_change(
     blocking: &Blocking,
     wait: Duration,
 ) -> Result<(), Answer> {
-    let waited = shared
-        .block(endpoint, wait, |s| {
-            (question.index(s) > blocking.index).then_some(())
-        })
-        .await;
+    let waited = shared.block(endpoint, wait, |s| (question.index(s) > blocking.index).then_some(())).await;
     match waited {
         Waited::Refused(answer) => Err(answer),
         Waited::Done(()) | Waited::TimedOut => Ok(()),
@@ -326,6 +271,7 @@ async fn wait_for_change(
 
 fn finish(
     shared: &Shared,
+    req: &Request,
     blocking: &Blocking,
     index: u64,
     body: Value,
@@ -338,16 +284,11 @@ fn finish(
         // The streaming backend never knows a leader, and that is no reason to worry.
         .with("X-Consul-Knownleader", !streaming && index > 1)
         .with("X-Consul-Lastcontact", 0)
-        .with(
-            "X-Consul-Query-Backend",
-            if streaming {
-                "streaming"
-            } else {
-                "blocking-query"
-            },
-        );
+        .with("X-Consul-Query-Backend", if streaming { "streaming" } else { "blocking-query" });
     if blocking.cached {
-        answer = answer.with("X-Cache", "HIT").with("Age", 0);
+        let question = (req.path.to_lowercase(), req.token.clone());
+        let cold = shared.quietly(|s| s.health_warm.insert(question));
+        answer = if cold { answer.with("X-Cache", "MISS") } else { answer.with("X-Cache", "HIT").with("Age", 0) };
     }
     if filtered == Some(true) {
         answer = answer.with("X-Consul-Results-Filtered-By-Acls", true);
@@ -396,8 +337,7 @@ fn consistency(blocking: &Blocking) -> &'static str {
 }
 
 fn known<'a>(state: &'a State, req: &Request) -> Result<Caller<'a>, Answer> {
-    resolve(state.acl.as_ref(), req.token.as_deref())
-        .ok_or_else(|| Answer::forbidden("ACL not found"))
+    resolve(state.acl.as_ref(), req.token.as_deref()).ok_or_else(|| Answer::forbidden("ACL not found"))
 }
 
 /// An instance needs service:read on its own name and node:read on its node.

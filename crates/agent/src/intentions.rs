@@ -117,23 +117,12 @@ impl Intention {
 
 /// All intentions that speak about a destination, the one that decides first.
 pub(crate) fn matching<'a>(state: &'a State, destination: &str) -> Vec<&'a Intention> {
-    sorted(
-        state
-            .intentions
-            .iter()
-            .filter(|i| i.matches_destination(destination)),
-    )
+    sorted(state.intentions.iter().filter(|i| i.matches_destination(destination)))
 }
 
 /// The intention that decides about `source` to `destination`.
-pub(crate) fn decisive<'a>(
-    state: &'a State,
-    source: &str,
-    destination: &str,
-) -> Option<&'a Intention> {
-    matching(state, destination)
-        .into_iter()
-        .find(|i| i.matches_source(source))
+pub(crate) fn decisive<'a>(state: &'a State, source: &str, destination: &str) -> Option<&'a Intention> {
+    matching(state, destination).into_iter().find(|i| i.matches_source(source))
 }
 
 /// Creates or replaces the intention between the two names.
@@ -148,18 +137,13 @@ pub(crate) fn put(
 ) -> Option<String> {
     let index = state.next_index();
     state.intentions_index = index;
-    let stamp = OffsetDateTime::now_utc()
-        .format(&Rfc3339)
-        .unwrap_or_default();
+    let stamp = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
     let old = state
         .intentions
         .iter()
         .position(|i| i.source == source && i.destination == destination)
         .map(|at| state.intentions.remove(at));
-    let id = old
-        .as_ref()
-        .and_then(|o| o.id.clone())
-        .or_else(|| with_id.then(|| uuid::Uuid::new_v4().to_string()));
+    let id = old.as_ref().and_then(|o| o.id.clone()).or_else(|| with_id.then(|| uuid::Uuid::new_v4().to_string()));
     state.intentions.push(Intention {
         id: id.clone(),
         source: source.to_owned(),
@@ -167,9 +151,7 @@ pub(crate) fn put(
         rule,
         description: description.to_owned(),
         meta,
-        created_at: old
-            .as_ref()
-            .map_or_else(|| stamp.clone(), |o| o.created_at.clone()),
+        created_at: old.as_ref().map_or_else(|| stamp.clone(), |o| o.created_at.clone()),
         updated_at: stamp,
         create_index: old.as_ref().map_or(index, |o| o.create_index),
         modify_index: index,
@@ -192,8 +174,8 @@ pub(crate) fn remove(state: &mut State, gone: impl Fn(&Intention) -> bool) -> bo
 pub(crate) async fn list(shared: &Shared, req: &Request) -> Result<Answer, Answer> {
     req.check_enterprise(shared.options.dialect)?;
     blocking(shared, req, Endpoint::Intentions, |state| {
-        let caller = resolve(state.acl.as_ref(), req.token.as_deref())
-            .ok_or_else(|| Answer::forbidden("ACL not found"))?;
+        let caller =
+            resolve(state.acl.as_ref(), req.token.as_deref()).ok_or_else(|| Answer::forbidden("ACL not found"))?;
         let items: Vec<Value> = sorted(state.intentions.iter())
             .into_iter()
             .filter(|i| caller.may(Right::IntentionRead(&i.destination)))
@@ -213,46 +195,28 @@ pub(crate) async fn matches(shared: &Shared, req: &Request) -> Result<Answer, An
         .filter(|v| !v.is_empty())
         .ok_or_else(|| Answer::text(500, "required query parameter 'by' not set"))?;
     if !matches!(by, "source" | "destination") {
-        return Err(Answer::text(
-            500,
-            "'by' parameter must be one of 'source' or 'destination'",
-        ));
+        return Err(Answer::text(500, "'by' parameter must be one of 'source' or 'destination'"));
     }
-    let names: Vec<&str> = req
-        .query
-        .iter()
-        .filter(|(k, v)| k == "name" && !v.is_empty())
-        .map(|(_, v)| v.as_str())
-        .collect();
+    let names: Vec<&str> =
+        req.query.iter().filter(|(k, v)| k == "name" && !v.is_empty()).map(|(_, v)| v.as_str()).collect();
     if names.is_empty() {
         return Err(Answer::text(500, "required query parameter 'name' not set"));
     }
     blocking(shared, req, Endpoint::IntentionMatch, |state| {
-        let caller = resolve(state.acl.as_ref(), req.token.as_deref())
-            .ok_or_else(|| Answer::forbidden("ACL not found"))?;
+        let caller =
+            resolve(state.acl.as_ref(), req.token.as_deref()).ok_or_else(|| Answer::forbidden("ACL not found"))?;
         let mut out = Map::new();
         for name in &names {
-            caller
-                .need(Right::IntentionRead(name), dialect)
-                .map_err(Answer::forbidden)?;
+            caller.need(Right::IntentionRead(name), dialect).map_err(Answer::forbidden)?;
             let found: Vec<Value> = if by == "destination" {
                 matching(state, name)
             } else {
-                sorted(
-                    state
-                        .intentions
-                        .iter()
-                        .filter(|i| i.source == "*" || i.source.eq_ignore_ascii_case(name)),
-                )
+                sorted(state.intentions.iter().filter(|i| i.source == "*" || i.source.eq_ignore_ascii_case(name)))
             }
             .into_iter()
             .map(Intention::render)
             .collect();
-            let found = if found.is_empty() {
-                Value::Null
-            } else {
-                Value::Array(found)
-            };
+            let found = if found.is_empty() { Value::Null } else { Value::Array(found) };
             out.insert((*name).to_owned(), found);
         }
         Ok(Value::Object(out))
@@ -267,14 +231,12 @@ pub(crate) fn check(shared: &Shared, req: &Request) -> Result<Answer, Answer> {
     let source = required(req, "source")?;
     let destination = required(req, "destination")?;
     shared.read(|state| {
-        let caller = resolve(state.acl.as_ref(), req.token.as_deref())
-            .ok_or_else(|| Answer::forbidden("ACL not found"))?;
-        caller
-            .need(Right::ServiceRead(destination), dialect)
-            .map_err(Answer::forbidden)?;
+        let caller =
+            resolve(state.acl.as_ref(), req.token.as_deref()).ok_or_else(|| Answer::forbidden("ACL not found"))?;
+        caller.need(Right::ServiceRead(destination), dialect).map_err(Answer::forbidden)?;
         // The intention policy of the agent is not looked at here, only in authorize.
-        let allowed = decisive(state, source, destination)
-            .map_or_else(|| state.acl_default().allows(), Intention::allows);
+        let allowed =
+            decisive(state, source, destination).map_or_else(|| state.acl_default().allows(), Intention::allows);
         Ok(Answer::json(dialect, &json!({ "Allowed": allowed })))
     })
 }
@@ -307,15 +269,7 @@ pub(crate) fn exact(shared: &Shared, req: &Request) -> Result<Answer, Answer> {
     let body = decode(req, dialect)?;
     shared.update(|state| {
         allowed(state, req, Right::IntentionWrite(destination), dialect)?;
-        put(
-            state,
-            source,
-            destination,
-            body.rule,
-            &body.description,
-            body.meta,
-            false,
-        );
+        put(state, source, destination, body.rule, &body.description, body.meta, false);
         Ok(Answer::json(dialect, &json!(true)))
     })
 }
@@ -326,32 +280,14 @@ pub(crate) fn create(shared: &Shared, req: &Request) -> Result<Answer, Answer> {
     req.check_enterprise(dialect)?;
     let body = decode(req, dialect)?;
     let (Some(source), Some(destination)) = (&body.source, &body.destination) else {
-        return Err(Answer::text(
-            500,
-            "SourceName and DestinationName must be set",
-        ));
+        return Err(Answer::text(500, "SourceName and DestinationName must be set"));
     };
     shared.update(|state| {
         allowed(state, req, Right::IntentionWrite(destination), dialect)?;
-        if state
-            .intentions
-            .iter()
-            .any(|i| i.source == *source && i.destination == *destination)
-        {
-            return Err(Answer::text(
-                500,
-                "duplicate intention found: an intention between these services exists",
-            ));
+        if state.intentions.iter().any(|i| i.source == *source && i.destination == *destination) {
+            return Err(Answer::text(500, "duplicate intention found: an intention between these services exists"));
         }
-        let id = put(
-            state,
-            source,
-            destination,
-            body.rule.clone(),
-            &body.description,
-            body.meta.clone(),
-            true,
-        );
+        let id = put(state, source, destination, body.rule.clone(), &body.description, body.meta.clone(), true);
         Ok(Answer::json(dialect, &json!({ "ID": id })))
     })
 }
@@ -371,24 +307,14 @@ pub(crate) fn by_id(shared: &Shared, req: &Request, id: &str) -> Result<Answer, 
     if req.method == http::Method::GET {
         return shared.read(|state| {
             let found = find(state)?;
-            allowed(
-                state,
-                req,
-                Right::IntentionRead(&found.destination),
-                dialect,
-            )?;
+            allowed(state, req, Right::IntentionRead(&found.destination), dialect)?;
             Ok(Answer::json(dialect, &found.render()))
         });
     }
     if req.method == http::Method::DELETE {
         return shared.update(|state| {
             if let Ok(found) = find(state) {
-                allowed(
-                    state,
-                    req,
-                    Right::IntentionWrite(&found.destination),
-                    dialect,
-                )?;
+                allowed(state, req, Right::IntentionWrite(&found.destination), dialect)?;
                 remove(state, |i| i.id.as_deref() == Some(id));
             }
             Ok(Answer::json(dialect, &json!(true)))
@@ -397,21 +323,8 @@ pub(crate) fn by_id(shared: &Shared, req: &Request, id: &str) -> Result<Answer, 
     let body = decode(req, dialect)?;
     shared.update(|state| {
         let found = find(state)?;
-        allowed(
-            state,
-            req,
-            Right::IntentionWrite(&found.destination),
-            dialect,
-        )?;
-        put(
-            state,
-            &found.source,
-            &found.destination,
-            body.rule,
-            &body.description,
-            body.meta,
-            true,
-        );
+        allowed(state, req, Right::IntentionWrite(&found.destination), dialect)?;
+        put(state, &found.source, &found.destination, body.rule, &body.description, body.meta, true);
         Ok(Answer::json(dialect, &json!({ "ID": id })))
     })
 }
@@ -438,12 +351,7 @@ struct Body {
 }
 
 fn decode(req: &Request, dialect: Dialect) -> Result<Body, Answer> {
-    let wrong = |text: String| {
-        Answer::text(
-            400,
-            dialect.bad_request(&format!("Request decode failed: {text}")),
-        )
-    };
+    let wrong = |text: String| Answer::text(400, dialect.bad_request(&format!("Request decode failed: {text}")));
     let body = known_keys(
         req.json_object().map_err(wrong)?,
         &[
@@ -524,23 +432,16 @@ async fn blocking(
             .with("X-Consul-Query-Backend", "blocking-query")
     };
     // The right is checked before anything waits.
-    let index = shared
-        .read(|state| render(state).map(|_| state.intentions_index))
-        .map_err(refused)?;
+    let index = shared.read(|state| render(state).map(|_| state.intentions_index)).map_err(refused)?;
     if blocking.index > 0 && index <= blocking.index {
         let wait = shared.wait(blocking.wait, Duration::from_secs(300), true);
-        let waited = shared
-            .block(endpoint, wait, |s| {
-                (s.intentions_index > blocking.index).then_some(())
-            })
-            .await;
+        let waited = shared.block(endpoint, wait, |s| (s.intentions_index > blocking.index).then_some(())).await;
         if let Waited::Refused(answer) = waited {
             return Err(answer);
         }
     }
-    let (index, body) = shared
-        .read(|state| render(state).map(|body| (state.intentions_index, body)))
-        .map_err(refused)?;
+    let (index, body) =
+        shared.read(|state| render(state).map(|body| (state.intentions_index, body))).map_err(refused)?;
     Ok(Answer::json(shared.options.dialect, &body)
         .with("X-Consul-Effective-Consistency", "leader")
         .with("X-Consul-Index", index.max(1))

@@ -65,17 +65,15 @@ impl rcgen::PublicKeyData for Signer {
 
 impl rcgen::SigningKey for Signer {
     fn sign(&self, msg: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
-        self.0
-            .sign_sha256(msg)
-            .map_err(|_| rcgen::Error::RemoteKeyError)
+        self.0.sign_sha256(msg).map_err(|_| rcgen::Error::RemoteKeyError)
     }
 }
 
 /// The private key the way Consul sends it: PEM of a SEC 1 `ECPrivateKey` (RFC 5915).
 pub(crate) fn sec1_pem(key: &dyn CaKey) -> Result<String, KeyError> {
     let pkcs8 = key.pkcs8_der()?;
-    let scalar = scalar_of_pkcs8(&pkcs8)
-        .ok_or_else(|| KeyError("the exported key is no P-256 PKCS#8 key".to_owned()))?;
+    let scalar =
+        scalar_of_pkcs8(&pkcs8).ok_or_else(|| KeyError("the exported key is no P-256 PKCS#8 key".to_owned()))?;
     Ok(pem("EC PRIVATE KEY", &sec1_der(scalar, key.public_point())))
 }
 
@@ -117,10 +115,7 @@ fn element(der: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
     let (len, rest) = match len {
         0..=0x7f => (usize::from(len), rest),
         0x81 => (usize::from(*rest.first()?), rest.get(1..)?),
-        0x82 => (
-            usize::from(*rest.first()?) << 8 | usize::from(*rest.get(1)?),
-            rest.get(2..)?,
-        ),
+        0x82 => (usize::from(*rest.first()?) << 8 | usize::from(*rest.get(1)?), rest.get(2..)?),
         _ => return None,
     };
     rest.split_at_checked(len)
@@ -131,9 +126,7 @@ fn element(der: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
 fn sec1_der(scalar: &[u8], point: &[u8]) -> Vec<u8> {
     let mut der = vec![0x30, 0x77, 0x02, 0x01, 0x01, 0x04, 0x20];
     der.extend_from_slice(scalar);
-    der.extend_from_slice(&[
-        0xa0, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07,
-    ]);
+    der.extend_from_slice(&[0xa0, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07]);
     der.extend_from_slice(&[0xa1, 0x44, 0x03, 0x42, 0x00]);
     der.extend_from_slice(point);
     der

@@ -92,24 +92,13 @@ pub(crate) async fn get(shared: &Shared, req: &Request, service: &str) -> Result
     let dialect = shared.options.dialect;
     req.check_enterprise(dialect)?;
     let blocking = req.blocking()?;
-    let key = LeafKey {
-        service: service.to_owned(),
-        token: if dialect.is_today() {
-            None
-        } else {
-            req.token.clone()
-        },
-    };
+    let key = LeafKey { service: service.to_owned(), token: if dialect.is_today() { None } else { req.token.clone() } };
     let (first, hit) = shared.update(|state| first_look(shared, state, req, &key))?;
     if blocking.index == 0 || first.index > blocking.index {
         return Ok(render(shared, service, &first, hit));
     }
     // The agent's cache adds no jitter today; an old one took about 3 % more than asked for.
-    let wait = shared.wait(
-        blocking.wait,
-        Duration::from_secs(600),
-        dialect == Dialect::Old,
-    );
+    let wait = shared.wait(blocking.wait, Duration::from_secs(600), dialect == Dialect::Old);
     let guard = Blocked::new(shared, key.clone(), req.token.clone());
     let waited = shared
         .block(Endpoint::Leaf, wait, |state| {
@@ -152,11 +141,7 @@ pub(crate) fn refresh_due(shared: &Shared, state: &mut State) -> Option<Instant>
         let Some(leaf) = slot.leaf.as_ref().filter(|_| !stale_on_purpose) else {
             continue;
         };
-        let due = if Some(&leaf.root_id) == active.as_ref() {
-            leaf.renew_at
-        } else {
-            slot.rotation_due.unwrap_or(now)
-        };
+        let due = if Some(&leaf.root_id) == active.as_ref() { leaf.renew_at } else { slot.rotation_due.unwrap_or(now) };
         let due = slot.retry_at.map_or(due, |retry| due.max(retry));
         if due > now {
             next = Some(next.map_or(due, |n| n.min(due)));
@@ -171,11 +156,8 @@ pub(crate) fn refresh_due(shared: &Shared, state: &mut State) -> Option<Instant>
             slot.failure = text;
             slot.retry_at = Some(now + Duration::from_secs(10));
         }
-        if let Some(renew_at) = state
-            .leaves
-            .slots
-            .get(&key)
-            .and_then(|s| s.retry_at.or_else(|| s.leaf.as_ref().map(|l| l.renew_at)))
+        if let Some(renew_at) =
+            state.leaves.slots.get(&key).and_then(|s| s.retry_at.or_else(|| s.leaf.as_ref().map(|l| l.renew_at)))
         {
             next = Some(next.map_or(renew_at, |n| n.min(renew_at)));
         }
@@ -228,10 +210,7 @@ pub(crate) fn touch(state: &mut State, service: &str) {
 pub(crate) fn root_changed(shared: &Shared, state: &mut State) {
     let now = Instant::now();
     for slot in state.leaves.slots.values_mut() {
-        let jitter = shared
-            .options
-            .rotation_jitter
-            .mul_f64(rand::rng().random::<f64>());
+        let jitter = shared.options.rotation_jitter.mul_f64(rand::rng().random::<f64>());
         slot.rotation_due = Some(now + jitter);
         slot.retry_at = None;
     }
@@ -239,19 +218,11 @@ pub(crate) fn root_changed(shared: &Shared, state: &mut State) {
 }
 
 /// A sidecar was registered: today the agent fetches and watches its leaf by itself.
-pub(crate) fn sidecar_registered(
-    shared: &Shared,
-    state: &mut State,
-    service: &str,
-    token: Option<String>,
-) {
+pub(crate) fn sidecar_registered(shared: &Shared, state: &mut State, service: &str, token: Option<String>) {
     if !shared.options.dialect.is_today() {
         return;
     }
-    let key = LeafKey {
-        service: service.to_owned(),
-        token: None,
-    };
+    let key = LeafKey { service: service.to_owned(), token: None };
     let allowed = may_sign(shared, state, token.as_deref(), service).is_ok();
     let slot = state.leaves.slots.entry(key.clone()).or_default();
     slot.agent = Some(token);
@@ -263,10 +234,7 @@ pub(crate) fn sidecar_registered(
 
 /// The last sidecar of the service is gone.
 pub(crate) fn sidecar_gone(state: &mut State, service: &str) {
-    let key = LeafKey {
-        service: service.to_owned(),
-        token: None,
-    };
+    let key = LeafKey { service: service.to_owned(), token: None };
     if let Some(slot) = state.leaves.slots.get_mut(&key) {
         slot.agent = None;
     }
@@ -289,12 +257,7 @@ pub(crate) fn reissue(shared: &Shared, state: &mut State, service: &str) -> Resu
 
 /// Every leaf anew, as after a change of the lifetime.
 pub(crate) fn reissue_all(shared: &Shared, state: &mut State) -> Result<(), CaError> {
-    let services: Vec<String> = state
-        .leaves
-        .slots
-        .keys()
-        .map(|k| k.service.clone())
-        .collect();
+    let services: Vec<String> = state.leaves.slots.keys().map(|k| k.service.clone()).collect();
     for service in services {
         reissue(shared, state, &service)?;
     }
@@ -302,21 +265,10 @@ pub(crate) fn reissue_all(shared: &Shared, state: &mut State) -> Result<(), CaEr
 }
 
 /// What happens at once: a cold slot is filled, a leaf of an old root is replaced unless somebody is blocked.
-fn first_look(
-    shared: &Shared,
-    state: &mut State,
-    req: &Request,
-    key: &LeafKey,
-) -> Result<(Arc<Leaf>, bool), Answer> {
+fn first_look(shared: &Shared, state: &mut State, req: &Request, key: &LeafKey) -> Result<(Arc<Leaf>, bool), Answer> {
     let dialect = shared.options.dialect;
-    let foreign = req
-        .param("dc")
-        .is_some_and(|dc| !dc.is_empty() && dc != shared.options.datacenter);
-    let cold = state
-        .leaves
-        .slots
-        .get(key)
-        .is_none_or(|slot| slot.leaf.is_none());
+    let foreign = req.param("dc").is_some_and(|dc| !dc.is_empty() && dc != shared.options.datacenter);
+    let cold = state.leaves.slots.get(key).is_none_or(|slot| slot.leaf.is_none());
     if foreign && (cold || !dialect.is_today()) {
         return Err(Answer::text(500, "No path to datacenter"));
     }
@@ -336,10 +288,7 @@ fn first_look(
             shared.options.datacenter,
             key.service
         );
-        return Err(Answer::text(
-            500,
-            format!("SPIFFE ID is not in the expected format: {uri}"),
-        ));
+        return Err(Answer::text(500, format!("SPIFFE ID is not in the expected format: {uri}")));
     }
     if cold {
         may_sign(shared, state, req.token.as_deref(), &key.service).map_err(Answer::forbidden)?;
@@ -351,12 +300,8 @@ fn first_look(
     let stale_on_purpose = state.leaves.faults.get(&key.service) == Some(&LeafFault::Stale);
     let slot = state.leaves.slots.entry(key.clone()).or_default();
     let watched = slot.agent.is_some() || !slot.blocked.is_empty();
-    let waits_for_jitter =
-        watched && slot.retry_at.is_none() && slot.rotation_due.is_some_and(|due| due > now);
-    let of_old_root = slot
-        .leaf
-        .as_ref()
-        .is_some_and(|leaf| Some(&leaf.root_id) != active.as_ref());
+    let waits_for_jitter = watched && slot.retry_at.is_none() && slot.rotation_due.is_some_and(|due| due > now);
+    let of_old_root = slot.leaf.as_ref().is_some_and(|leaf| Some(&leaf.root_id) != active.as_ref());
     let over_age = slot.leaf.as_ref().is_some_and(|leaf| leaf.renew_at <= now);
     if !stale_on_purpose
         && (over_age || of_old_root && !waits_for_jitter)
@@ -366,17 +311,11 @@ fn first_look(
         return Ok((leaf, false));
     }
     let leaf = state.leaves.slots.get(key).and_then(|s| s.leaf.clone());
-    leaf.map(|leaf| (leaf, watched))
-        .ok_or_else(|| Answer::text(500, "the leaf is gone"))
+    leaf.map(|leaf| (leaf, watched)).ok_or_else(|| Answer::text(500, "the leaf is gone"))
 }
 
 /// Today's text for an unknown token is the same short one here.
-fn may_sign(
-    shared: &Shared,
-    state: &State,
-    token: Option<&str>,
-    service: &str,
-) -> Result<(), String> {
+fn may_sign(shared: &Shared, state: &State, token: Option<&str>, service: &str) -> Result<(), String> {
     let caller = resolve(state.acl.as_ref(), token).ok_or_else(|| "ACL not found".to_owned())?;
     caller.need(Right::ServiceWrite(service), shared.options.dialect)
 }
@@ -392,21 +331,13 @@ fn issue(shared: &Shared, state: &mut State, key: &LeafKey) -> Result<Arc<Leaf>,
         Some(LeafFault::Expired) => Validity::Over,
         _ => Validity::Fresh(state.leaf_ttl),
     };
-    let signed = state.ca.sign_leaf(
-        &pair,
-        shared.options.dialect,
-        &shared.options.datacenter,
-        named,
-        validity,
-    )?;
+    let signed = state.ca.sign_leaf(&pair, shared.options.dialect, &shared.options.datacenter, named, validity)?;
     let shown = match fault {
         Some(LeafFault::WrongKey) => shared.keys.p256()?,
         _ => pair,
     };
     let now = Instant::now();
-    let life = state
-        .leaf_ttl
-        .mul_f64(rand::rng().random_range(shared.options.leaf_renewal.clone()));
+    let life = state.leaf_ttl.mul_f64(rand::rng().random_range(shared.options.leaf_renewal.clone()));
     let index = state.next_index();
     let leaf = Arc::new(Leaf {
         serial: signed.serial,
@@ -419,9 +350,7 @@ fn issue(shared: &Shared, state: &mut State, key: &LeafKey) -> Result<Arc<Leaf>,
             _ => sec1_pem(shown.as_ref())?,
         },
         uri: match fault {
-            Some(LeafFault::OtherService(_)) => state
-                .ca
-                .service_uri(&shared.options.datacenter, &key.service),
+            Some(LeafFault::OtherService(_)) => state.ca.service_uri(&shared.options.datacenter, &key.service),
             _ => signed.uri,
         },
         valid_after: rfc3339(signed.not_before),
@@ -455,12 +384,9 @@ fn render(shared: &Shared, service: &str, leaf: &Leaf, hit: bool) -> Answer {
         "CreateIndex": leaf.index,
         "ModifyIndex": leaf.index,
     });
-    let answer =
-        Answer::json(shared.options.dialect, &body).with("X-Consul-Index", leaf.index.max(1));
+    let answer = Answer::json(shared.options.dialect, &body).with("X-Consul-Index", leaf.index.max(1));
     if hit {
-        answer
-            .with("X-Cache", "HIT")
-            .with("Age", leaf.made.elapsed().as_secs())
+        answer.with("X-Cache", "HIT").with("Age", leaf.made.elapsed().as_secs())
     } else {
         answer.with("X-Cache", "MISS")
     }
@@ -484,12 +410,7 @@ impl<'a> Blocked<'a> {
             slot.blocked.push((id, token));
             (id, slot.failures)
         });
-        Self {
-            shared,
-            key,
-            id,
-            failures,
-        }
+        Self { shared, key, id, failures }
     }
 }
 

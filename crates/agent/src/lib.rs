@@ -108,17 +108,11 @@ impl Agent {
         let address = options.address;
         let unix = options.unix_socket.clone();
         let listener = handle::listen_again(address).map_err(failed(address.to_string()))?;
-        let shared =
-            Arc::new(Shared::new(options, keys).map_err(|e| StartError::Ca(e.to_string()))?);
-        let place = unix
-            .as_ref()
-            .map_or_else(|| address.to_string(), |p| p.display().to_string());
+        let shared = Arc::new(Shared::new(options, keys).map_err(|e| StartError::Ca(e.to_string()))?);
+        let place = unix.as_ref().map_or_else(|| address.to_string(), |p| p.display().to_string());
         let handle = Handle::start(Arc::clone(&shared), listener, unix)
             .await
-            .map_err(|e| StartError::Listen {
-                address: place,
-                error: std::io::Error::other(e.to_string()),
-            })?;
+            .map_err(|e| StartError::Listen { address: place, error: std::io::Error::other(e.to_string()) })?;
         let mut tasks = Vec::new();
         if let Some(address) = shared.options.control {
             let place = address.to_string();

@@ -101,11 +101,9 @@ pub(crate) async fn instead(fault: &Fault) -> Option<Answer> {
             tokio::time::sleep(Duration::from_millis(*ms)).await;
             None
         }
-        Fault::Body { text } => Some(
-            Answer::text(200, text.clone())
-                .with("Content-Type", "application/json")
-                .with("X-Consul-Index", 1),
-        ),
+        Fault::Body { text } => {
+            Some(Answer::text(200, text.clone()).with("Content-Type", "application/json").with("X-Consul-Index", 1))
+        }
         _ => None,
     }
 }
@@ -135,15 +133,12 @@ pub(crate) fn spoil(fault: &Fault, mut answer: Answer) -> (Answer, Delivery) {
             answer.body = Bytes::from(json!({"Reason": value["Reason"]}).to_string());
         }
         (Fault::AuthorizeTwice, Some(value)) => {
-            answer.body = Bytes::from(format!(
-                r#"{{"Authorized":true,"Authorized":false,"Reason":{}}}"#,
-                value["Reason"]
-            ));
+            answer.body =
+                Bytes::from(format!(r#"{{"Authorized":true,"Authorized":false,"Reason":{}}}"#, value["Reason"]));
         }
         (Fault::AuthorizeText, Some(value)) => {
             answer.body = Bytes::from(
-                json!({"Authorized": value["Authorized"].to_string(), "Reason": value["Reason"]})
-                    .to_string(),
+                json!({"Authorized": value["Authorized"].to_string(), "Reason": value["Reason"]}).to_string(),
             );
         }
         (Fault::ExtraBytes, _) => answer.body = Bytes::from(text + "{\"Authorized\":true}"),
@@ -158,9 +153,7 @@ pub(crate) fn error(status: u16, body: &str) -> Answer {
         (_, text) if !text.is_empty() => text,
         (403, _) => "Permission denied",
         (404, _) => "Not found",
-        (429, _) => {
-            "Your IP is issuing too many concurrent connections, please rate limit your calls\n"
-        }
+        (429, _) => "Your IP is issuing too many concurrent connections, please rate limit your calls\n",
         (503, _) => {
             "rpc error making call: rate limit exceeded for operation that can only be performed by the leader, \
              try again later"
@@ -179,16 +172,10 @@ fn turn_over(value: &Value) -> Value {
         Value::Bool(b) => json!(b.to_string()),
         Value::Number(n) => json!(n.to_string()),
         Value::String(s) => json!(s.len()),
-        Value::Array(items) => Value::Object(
-            items
-                .iter()
-                .enumerate()
-                .map(|(n, item)| (n.to_string(), turn_over(item)))
-                .collect(),
-        ),
-        Value::Object(map) => {
-            Value::Object(map.iter().map(|(k, v)| (k.clone(), turn_over(v))).collect())
+        Value::Array(items) => {
+            Value::Object(items.iter().enumerate().map(|(n, item)| (n.to_string(), turn_over(item))).collect())
         }
+        Value::Object(map) => Value::Object(map.iter().map(|(k, v)| (k.clone(), turn_over(v))).collect()),
     }
 }
 
@@ -202,10 +189,7 @@ mod tests {
         let good = Answer::json(Dialect::Today, &json!({"a": 1}));
         let (answer, _) = spoil(&Fault::Oversize { bytes: 1000 }, good);
         assert_eq!(answer.body.len(), 1000);
-        assert_eq!(
-            serde_json::from_slice::<Value>(&answer.body).unwrap(),
-            json!({"a": 1})
-        );
+        assert_eq!(serde_json::from_slice::<Value>(&answer.body).unwrap(), json!({"a": 1}));
     }
 
     #[test]

@@ -25,37 +25,19 @@ pub(crate) struct PreparedQuery {
     index: u64,
 }
 
-const KEYS: &[&str] = &[
-    "ID",
-    "Name",
-    "Session",
-    "Token",
-    "Template",
-    "Service",
-    "DNS",
-    "CreateIndex",
-    "ModifyIndex",
-];
+const KEYS: &[&str] = &["ID", "Name", "Session", "Token", "Template", "Service", "DNS", "CreateIndex", "ModifyIndex"];
 
 /// `POST /v1/query`
 pub(crate) fn create(shared: &Shared, req: &Request) -> Result<Answer, Answer> {
     let dialect = shared.options.dialect;
     req.check_enterprise(dialect)?;
-    let wrong = |text: String| {
-        Answer::text(
-            400,
-            dialect.bad_request(&format!("Request decode failed: {text}")),
-        )
-    };
+    let wrong = |text: String| Answer::text(400, dialect.bad_request(&format!("Request decode failed: {text}")));
     let body = known_keys(req.json_object().map_err(wrong)?, KEYS, false).map_err(wrong)?;
     let query = read(&body)?;
     let id = query.id.clone();
     shared.update(|state| {
         if !query.name.is_empty() && state.queries.iter().any(|q| q.name == query.name) {
-            return Err(Answer::text(
-                500,
-                format!("name '{}' aliases an existing query name", query.name),
-            ));
+            return Err(Answer::text(500, format!("name '{}' aliases an existing query name", query.name)));
         }
         put(state, query);
         Ok(Answer::json(dialect, &json!({ "ID": id })))
@@ -65,12 +47,7 @@ pub(crate) fn create(shared: &Shared, req: &Request) -> Result<Answer, Answer> {
 /// Reads a definition; it gets a new ID.
 pub(crate) fn read(body: &Map<String, Value>) -> Result<PreparedQuery, Answer> {
     let raw = body.get("Service").cloned().unwrap_or(Value::Null);
-    let text = |key: &str| {
-        raw.get(key)
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-            .to_owned()
-    };
+    let text = |key: &str| raw.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
     let service = text("Service");
     if service.is_empty() {
         return Err(Answer::text(500, "Must provide a Service name to query"));
@@ -79,21 +56,12 @@ pub(crate) fn read(body: &Map<String, Value>) -> Result<PreparedQuery, Answer> {
     let list = |value: Option<&Value>| -> Vec<String> {
         value
             .and_then(Value::as_array)
-            .map(|items| {
-                items
-                    .iter()
-                    .filter_map(|i| i.as_str().map(str::to_owned))
-                    .collect()
-            })
+            .map(|items| items.iter().filter_map(|i| i.as_str().map(str::to_owned)).collect())
             .unwrap_or_default()
     };
     Ok(PreparedQuery {
         id: uuid::Uuid::new_v4().to_string(),
-        name: body
-            .get("Name")
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-            .to_owned(),
+        name: body.get("Name").and_then(Value::as_str).unwrap_or_default().to_owned(),
         service,
         failover: list(raw.pointer("/Failover/Datacenters")),
         only_passing: flag("OnlyPassing"),
@@ -137,11 +105,7 @@ pub(crate) fn execute(shared: &Shared, req: &Request, what: &str) -> Result<Answ
     let dialect = shared.options.dialect;
     req.check_enterprise(dialect)?;
     shared.read(|state| {
-        let Some(query) = state
-            .queries
-            .iter()
-            .find(|q| q.id == what || q.name == what)
-        else {
+        let Some(query) = state.queries.iter().find(|q| q.id == what || q.name == what) else {
             let answer = Answer::text(404, "Query not found");
             return Err(if dialect.is_today() {
                 answer
@@ -153,30 +117,19 @@ pub(crate) fn execute(shared: &Shared, req: &Request, what: &str) -> Result<Answ
                 answer
             });
         };
-        let caller = resolve(state.acl.as_ref(), req.token.as_deref())
-            .ok_or_else(|| Answer::forbidden("ACL not found"))?;
-        let which = if query.connect || req.flag("connect") {
-            Which::Connect
-        } else {
-            Which::Plain
-        };
+        let caller =
+            resolve(state.acl.as_ref(), req.token.as_deref()).ok_or_else(|| Answer::forbidden("ACL not found"))?;
+        let which = if query.connect || req.flag("connect") { Which::Connect } else { Which::Plain };
         let own = &shared.options.datacenter;
         let mut failovers = 0;
         let mut found = Vec::new();
         let mut at = own.clone();
         for (n, datacenter) in std::iter::once(own).chain(&query.failover).enumerate() {
-            let question = Question {
-                which,
-                name: &query.service,
-                datacenter,
-                passing: query.only_passing,
-                tag: None,
-            };
+            let question = Question { which, name: &query.service, datacenter, passing: query.only_passing, tag: None };
             found = instances(state, &question, own);
             // A critical instance is left out even where OnlyPassing is not set.
             found.retain(|s| {
-                state.catalog.status_of(&s.key()) != Status::Critical
-                    && query.tags.iter().all(|t| s.tags.contains(t))
+                state.catalog.status_of(&s.key()) != Status::Critical && query.tags.iter().all(|t| s.tags.contains(t))
             });
             failovers = n;
             at.clone_from(datacenter);
@@ -186,18 +139,13 @@ pub(crate) fn execute(shared: &Shared, req: &Request, what: &str) -> Result<Answ
         }
         let total = found.len();
         found.retain(|s| {
-            let node = s
-                .node
-                .as_ref()
-                .map_or(&shared.options.node_name, |n| &n.name);
+            let node = s.node.as_ref().map_or(&shared.options.node_name, |n| &n.name);
             caller.may(Right::ServiceRead(&s.name)) && caller.may(Right::NodeRead(node))
         });
         let filtered = found.len() < total;
         found.shuffle(&mut rand::rng());
-        let nodes: Vec<Value> = found
-            .into_iter()
-            .map(|s| views::health_entry(&shared.options, state, s, &Value::Null))
-            .collect();
+        let nodes: Vec<Value> =
+            found.into_iter().map(|s| views::health_entry(&shared.options, state, s, &Value::Null)).collect();
         let mut body = json!({
             "Service": query.service,
             "Nodes": nodes,

@@ -88,10 +88,7 @@ pub(crate) enum Refused {
 impl Refused {
     fn answer(self, dialect: Dialect) -> Answer {
         match self {
-            Self::Decode(text) => Answer::text(
-                400,
-                dialect.bad_request(&format!("Request decode failed: {text}")),
-            ),
+            Self::Decode(text) => Answer::text(400, dialect.bad_request(&format!("Request decode failed: {text}"))),
             Self::Invalid(text) => Answer::text(400, dialect.bad_request(&text)),
         }
     }
@@ -107,28 +104,23 @@ impl Refused {
 pub(crate) fn put(shared: &Shared, req: &Request) -> Result<Answer, Answer> {
     let dialect = shared.options.dialect;
     req.check_enterprise(dialect)?;
-    let body = req
-        .json_object()
-        .map_err(|e| Refused::Decode(e).answer(dialect))?;
+    let body = req.json_object().map_err(|e| Refused::Decode(e).answer(dialect))?;
     let registration = parse(body, dialect).map_err(|e| e.answer(dialect))?;
     let replace = req.flag("replace-existing-checks");
     shared.update(|state| {
-        let caller = resolve(state.acl.as_ref(), req.token.as_deref())
-            .ok_or_else(|| Answer::forbidden("ACL not found"))?;
+        let caller =
+            resolve(state.acl.as_ref(), req.token.as_deref()).ok_or_else(|| Answer::forbidden("ACL not found"))?;
         for name in names(&registration) {
-            caller
-                .need(Right::ServiceWrite(&name), dialect)
-                .map_err(|text| {
-                    // The one refusal where the old dialect names the permission, too.
-                    if dialect == Dialect::Old {
-                        Answer::forbidden(format!("{text}: Missing service:write on {name}"))
-                    } else {
-                        Answer::forbidden(text)
-                    }
-                })?;
+            caller.need(Right::ServiceWrite(&name), dialect).map_err(|text| {
+                // The one refusal where the old dialect names the permission, too.
+                if dialect == Dialect::Old {
+                    Answer::forbidden(format!("{text}: Missing service:write on {name}"))
+                } else {
+                    Answer::forbidden(text)
+                }
+            })?;
         }
-        apply(shared, state, registration, req.token.clone(), replace)
-            .map_err(|e| e.answer(dialect))?;
+        apply(shared, state, registration, req.token.clone(), replace).map_err(|e| e.answer(dialect))?;
         Ok(Answer::done(dialect))
     })
 }
@@ -138,27 +130,18 @@ pub(crate) fn deregister(shared: &Shared, req: &Request, id: &str) -> Result<Ans
     let dialect = shared.options.dialect;
     req.check_enterprise(dialect)?;
     shared.update(|state| {
-        let caller = resolve(state.acl.as_ref(), req.token.as_deref())
-            .ok_or_else(|| Answer::forbidden("ACL not found"))?;
-        let Some(service) = state
-            .catalog
-            .services
-            .get(id)
-            .filter(|s| s.node.is_none())
-        else {
+        let caller =
+            resolve(state.acl.as_ref(), req.token.as_deref()).ok_or_else(|| Answer::forbidden("ACL not found"))?;
+        let Some(service) = state.catalog.services.get(id).filter(|s| s.node.is_none()) else {
             return match dialect {
                 Dialect::Today => Err(Answer::text(
                     404,
-                    format!(
-                        "Unknown service ID \"{id}\". Ensure that the service ID is passed, not the service name."
-                    ),
+                    format!("Unknown service ID \"{id}\". Ensure that the service ID is passed, not the service name."),
                 )),
                 Dialect::Old => Ok(Answer::done(dialect)),
             };
         };
-        caller
-            .need(Right::ServiceWrite(&service.name), dialect)
-            .map_err(Answer::forbidden)?;
+        caller.need(Right::ServiceWrite(&service.name), dialect).map_err(Answer::forbidden)?;
         catalog::remove(state, id);
         Ok(Answer::done(dialect))
     })
@@ -170,33 +153,22 @@ pub(crate) fn parse(body: Map<String, Value>, dialect: Dialect) -> Result<Regist
     if let Some(Value::String(ns)) = map.get("Namespace")
         && !ns.is_empty()
     {
-        return Err(Refused::Invalid(
-            "Invalid namespace: Namespaces are a Consul Enterprise feature".to_owned(),
-        ));
+        return Err(Refused::Invalid("Invalid namespace: Namespaces are a Consul Enterprise feature".to_owned()));
     }
     let name = text(&map, "Name")?;
     if name.is_empty() {
         return Err(Refused::Invalid("Missing service name".to_owned()));
     }
-    let id = Some(text(&map, "ID")?)
-        .filter(|id| !id.is_empty())
-        .unwrap_or_else(|| name.clone());
+    let id = Some(text(&map, "ID")?).filter(|id| !id.is_empty()).unwrap_or_else(|| name.clone());
     let kind = text(&map, "Kind")?;
     let mut connect = object(&mut map, "Connect")?;
     let sidecar = match connect.remove("SidecarService") {
         Some(Value::Object(sidecar)) => Some(sidecar),
         _ => None,
     };
-    let native = connect
-        .get("Native")
-        .and_then(Value::as_bool)
-        .unwrap_or(false);
+    let native = connect.get("Native").and_then(Value::as_bool).unwrap_or(false);
     let proxy_map = object(&mut map, "Proxy")?;
-    let proxy = if kind.is_empty() && proxy_map.is_empty() {
-        None
-    } else {
-        Some(parse_proxy(proxy_map)?)
-    };
+    let proxy = if kind.is_empty() && proxy_map.is_empty() { None } else { Some(parse_proxy(proxy_map)?) };
     let service = Service {
         id,
         name,
@@ -208,10 +180,7 @@ pub(crate) fn parse(body: Map<String, Value>, dialect: Dialect) -> Result<Regist
         socket_path: text(&map, "SocketPath")?,
         tagged_addresses: object(&mut map, "TaggedAddresses")?,
         weights: weights(&mut map)?,
-        enable_tag_override: map
-            .get("EnableTagOverride")
-            .and_then(Value::as_bool)
-            .unwrap_or(false),
+        enable_tag_override: map.get("EnableTagOverride").and_then(Value::as_bool).unwrap_or(false),
         proxy,
         native,
         sidecar_of: None,
@@ -240,31 +209,16 @@ pub(crate) fn parse(body: Map<String, Value>, dialect: Dialect) -> Result<Regist
     }
     if let Some(sidecar) = &sidecar {
         let keys = known_keys(sidecar.clone(), SERVICE_KEYS, true).map_err(Refused::Decode)?;
-        if keys
-            .get("ID")
-            .and_then(Value::as_str)
-            .is_some_and(|id| !id.is_empty())
-        {
-            return Err(Refused::Invalid(
-                "Invalid SidecarService: sidecarService can't specify an ID".to_owned(),
-            ));
+        if keys.get("ID").and_then(Value::as_str).is_some_and(|id| !id.is_empty()) {
+            return Err(Refused::Invalid("Invalid SidecarService: sidecarService can't specify an ID".to_owned()));
         }
-        if keys
-            .get("Connect")
-            .and_then(|c| c.get("SidecarService"))
-            .is_some_and(|s| !s.is_null())
-        {
+        if keys.get("Connect").and_then(|c| c.get("SidecarService")).is_some_and(|s| !s.is_null()) {
             return Err(Refused::Invalid(
-                "Invalid SidecarService: sidecarService can't have a nested sidecarService"
-                    .to_owned(),
+                "Invalid SidecarService: sidecarService can't have a nested sidecarService".to_owned(),
             ));
         }
     }
-    Ok(Registration {
-        service,
-        checks,
-        sidecar,
-    })
+    Ok(Registration { service, checks, sidecar })
 }
 
 /// Puts a registration into the catalog, with its sidecar and all checks.
@@ -275,36 +229,16 @@ pub(crate) fn apply(
     token: Option<String>,
     replace_checks: bool,
 ) -> Result<(), Refused> {
-    let Registration {
-        service,
-        checks,
-        sidecar,
-    } = registration;
+    let Registration { service, checks, sidecar } = registration;
     // The sidecar is worked out before the parent is stored: both come or none.
-    let sidecar = sidecar
-        .map(|map| sidecar_of(&shared.options, state, &service, map))
-        .transpose()?;
-    store(
-        shared,
-        state,
-        service,
-        checks,
-        token.clone(),
-        replace_checks,
-    )?;
+    let sidecar = sidecar.map(|map| sidecar_of(&shared.options, state, &service, map)).transpose()?;
+    store(shared, state, service, checks, token.clone(), replace_checks)?;
     if let Some((sidecar, mut definitions)) = sidecar {
         let defaults = definitions.is_empty();
         let key = sidecar.id.clone();
         let target = format!("{}:{}", check_host(&sidecar), sidecar.port);
         let parent = sidecar.sidecar_of.clone().unwrap_or_default();
-        store(
-            shared,
-            state,
-            sidecar,
-            std::mem::take(&mut definitions),
-            token,
-            replace_checks,
-        )?;
+        store(shared, state, sidecar, std::mem::take(&mut definitions), token, replace_checks)?;
         if defaults {
             checks::put(
                 state,
@@ -340,11 +274,7 @@ pub(crate) fn apply(
 fn names(registration: &Registration) -> Vec<String> {
     let service = &registration.service;
     let mut names = vec![service.name.clone()];
-    if let Some(proxy) = service
-        .proxy
-        .as_ref()
-        .filter(|_| service.kind == "connect-proxy")
-    {
+    if let Some(proxy) = service.proxy.as_ref().filter(|_| service.kind == "connect-proxy") {
         names.push(proxy.destination_name.clone());
     }
     if let Some(sidecar) = &registration.sidecar {
@@ -376,22 +306,15 @@ fn store(
     let several = definitions.len() > 1;
     let mut ids = Vec::new();
     for (n, definition) in definitions.into_iter().enumerate() {
-        let id = if several {
-            format!("service:{key}:{}", n + 1)
-        } else {
-            format!("service:{key}")
-        };
-        let check = checks::parse(definition, &key, &id, &format!("Service '{name}' check"))
-            .map_err(Refused::Invalid)?;
+        let id = if several { format!("service:{key}:{}", n + 1) } else { format!("service:{key}") };
+        let check =
+            checks::parse(definition, &key, &id, &format!("Service '{name}' check")).map_err(Refused::Invalid)?;
         ids.push(check.id.clone());
         checks::put(state, check);
     }
     if replace_checks {
         let before = state.catalog.checks.len();
-        state
-            .catalog
-            .checks
-            .retain(|id, c| c.service != key || ids.contains(id));
+        state.catalog.checks.retain(|id, c| c.service != key || ids.contains(id));
         if state.catalog.checks.len() != before {
             catalog::check_changed(state, &key);
         }
@@ -424,11 +347,7 @@ fn sidecar_of(
         }
     }
     let or = |own: String, parents: &str| {
-        if own.is_empty() {
-            parents.to_owned()
-        } else {
-            own
-        }
+        if own.is_empty() { parents.to_owned() } else { own }
     };
     let tags = strings(&map, "Tags")?;
     let meta = string_map(&map, "Meta")?;
@@ -452,30 +371,16 @@ fn sidecar_of(
         port = sidecar_port(options, state, &id)?;
     }
     let service = Service {
-        name: or(
-            text(&map, "Name")?,
-            &format!("{}-sidecar-proxy", parent.name),
-        ),
+        name: or(text(&map, "Name")?, &format!("{}-sidecar-proxy", parent.name)),
         kind: "connect-proxy".to_owned(),
-        tags: if tags.is_empty() {
-            parent.tags.clone()
-        } else {
-            tags
-        },
-        meta: if meta.is_empty() {
-            parent.meta.clone()
-        } else {
-            meta
-        },
+        tags: if tags.is_empty() { parent.tags.clone() } else { tags },
+        meta: if meta.is_empty() { parent.meta.clone() } else { meta },
         port,
         address: or(text(&map, "Address")?, &parent.address),
         socket_path: text(&map, "SocketPath")?,
         tagged_addresses: object(&mut map, "TaggedAddresses")?,
         weights: weights(&mut map)?,
-        enable_tag_override: map
-            .get("EnableTagOverride")
-            .and_then(Value::as_bool)
-            .unwrap_or(false),
+        enable_tag_override: map.get("EnableTagOverride").and_then(Value::as_bool).unwrap_or(false),
         proxy: Some(proxy),
         native: false,
         sidecar_of: Some(parent.id.clone()),
@@ -493,13 +398,7 @@ fn sidecar_port(options: &Options, state: &State, id: &str) -> Result<u16, Refus
     if let Some(old) = state.catalog.services.get(id) {
         return Ok(old.port);
     }
-    let taken = |port: u16| {
-        state
-            .catalog
-            .services
-            .values()
-            .any(|s| s.node.is_none() && s.port == port)
-    };
+    let taken = |port: u16| state.catalog.services.values().any(|s| s.node.is_none() && s.port == port);
     options
         .sidecar_ports
         .clone()
@@ -537,15 +436,10 @@ fn validate(service: &Service, dialect: Dialect) -> Result<(), String> {
     let empty = Proxy::default();
     let proxy = service.proxy.as_ref().unwrap_or(&empty);
     if proxy.destination_name.is_empty() {
-        return Err(
-            "Proxy.DestinationServiceName must be non-empty for Connect proxy services".to_owned(),
-        );
+        return Err("Proxy.DestinationServiceName must be non-empty for Connect proxy services".to_owned());
     }
     if proxy.destination_name == "*" {
-        return Err(
-            "Proxy.DestinationServiceName must not be a wildcard for Connect proxy services"
-                .to_owned(),
-        );
+        return Err("Proxy.DestinationServiceName must not be a wildcard for Connect proxy services".to_owned());
     }
     if service.port == 0 && service.socket_path.is_empty() {
         return Err("Port or SocketPath must be set for a Connect proxy".to_owned());
@@ -565,12 +459,7 @@ fn validate(service: &Service, dialect: Dialect) -> Result<(), String> {
 fn validate_upstreams(upstreams: &[Map<String, Value>]) -> Result<(), String> {
     let mut binds = BTreeMap::new();
     for upstream in upstreams {
-        let text = |key: &str| {
-            upstream
-                .get(key)
-                .and_then(Value::as_str)
-                .unwrap_or_default()
-        };
+        let text = |key: &str| upstream.get(key).and_then(Value::as_str).unwrap_or_default();
         let name = text("DestinationName");
         if name.is_empty() {
             return Err("upstream destination name cannot be empty".to_owned());
@@ -581,26 +470,16 @@ fn validate_upstreams(upstreams: &[Map<String, Value>]) -> Result<(), String> {
         if !text("DestinationPeer").is_empty() && !text("Datacenter").is_empty() {
             return Err("upstream cannot specify both destination peer and datacenter".to_owned());
         }
-        let port = upstream
-            .get("LocalBindPort")
-            .and_then(Value::as_u64)
-            .unwrap_or(0);
+        let port = upstream.get("LocalBindPort").and_then(Value::as_u64).unwrap_or(0);
         let path = text("LocalBindSocketPath");
         if port == 0 && path.is_empty() {
-            return Err(
-                "upstream local bind port or local socket path must be defined and nonzero"
-                    .to_owned(),
-            );
+            return Err("upstream local bind port or local socket path must be defined and nonzero".to_owned());
         }
         let address = match text("LocalBindAddress") {
             "" => "127.0.0.1",
             other => other,
         };
-        let bind = if path.is_empty() {
-            format!("{address}:{port}")
-        } else {
-            path.to_owned()
-        };
+        let bind = if path.is_empty() { format!("{address}:{port}") } else { path.to_owned() };
         if let Some(other) = binds.insert(bind.clone(), name.to_owned()) {
             return Err(format!(
                 "upstreams cannot contain duplicates of local bind address and port: {bind} of {other} and {name}"
@@ -614,10 +493,7 @@ fn parse_proxy(map: Map<String, Value>) -> Result<Proxy, Refused> {
     let mut map = known_keys(map, PROXY_KEYS, true).map_err(Refused::Decode)?;
     let upstreams = match map.remove("Upstreams") {
         None | Some(Value::Null) => Vec::new(),
-        Some(Value::Array(items)) => items
-            .into_iter()
-            .map(parse_upstream)
-            .collect::<Result<_, _>>()?,
+        Some(Value::Array(items)) => items.into_iter().map(parse_upstream).collect::<Result<_, _>>()?,
         Some(other) => return Err(type_error("Upstreams", &other)),
     };
     Ok(Proxy {
@@ -658,8 +534,7 @@ fn parse_upstream(value: Value) -> Result<Map<String, Value>, Refused> {
     if port(&map, "LocalBindPort")? == 0 {
         map.remove("LocalBindPort");
     }
-    map.entry("DestinationType")
-        .or_insert_with(|| json!("service"));
+    map.entry("DestinationType").or_insert_with(|| json!("service"));
     let config = object(&mut map, "Config")?;
     if !config.is_empty() {
         map.insert("Config".to_owned(), Value::Object(config));
@@ -680,10 +555,7 @@ fn text(map: &Map<String, Value>, key: &str) -> Result<String, Refused> {
 fn port(map: &Map<String, Value>, key: &str) -> Result<u16, Refused> {
     match map.get(key) {
         None | Some(Value::Null) => Ok(0),
-        Some(value) => value
-            .as_u64()
-            .and_then(|n| u16::try_from(n).ok())
-            .ok_or_else(|| type_error(key, value)),
+        Some(value) => value.as_u64().and_then(|n| u16::try_from(n).ok()).ok_or_else(|| type_error(key, value)),
     }
 }
 
@@ -710,8 +582,7 @@ fn object(map: &mut Map<String, Value>, key: &str) -> Result<Map<String, Value>,
 }
 
 fn weights(map: &mut Map<String, Value>) -> Result<(i64, i64), Refused> {
-    let weights = known_keys(object(map, "Weights")?, &["Passing", "Warning"], true)
-        .map_err(Refused::Decode)?;
+    let weights = known_keys(object(map, "Weights")?, &["Passing", "Warning"], true).map_err(Refused::Decode)?;
     let one = |key: &str| weights.get(key).and_then(Value::as_i64).unwrap_or(1);
     Ok((one("Passing"), one("Warning")))
 }
@@ -725,9 +596,7 @@ fn type_error(key: &str, value: &Value) -> Refused {
         Value::Array(_) => "array",
         Value::Object(_) => "object",
     };
-    Refused::Decode(format!(
-        "json: cannot unmarshal {kind} into Go struct field ServiceDefinition.{key}"
-    ))
+    Refused::Decode(format!("json: cannot unmarshal {kind} into Go struct field ServiceDefinition.{key}"))
 }
 
 #[cfg(test)]
@@ -744,14 +613,9 @@ mod tests {
     #[test]
     fn a_proxy_without_destination_or_port_is_refused() {
         let refused = |value: Value| read(value).err().unwrap_or_default();
-        assert!(
-            refused(json!({"Name": "p", "Kind": "connect-proxy", "Port": 1}))
-                .contains("DestinationServiceName")
-        );
+        assert!(refused(json!({"Name": "p", "Kind": "connect-proxy", "Port": 1})).contains("DestinationServiceName"));
         let proxy = json!({"DestinationServiceName": "web"});
-        assert!(
-            refused(json!({"Name": "p", "Kind": "connect-proxy", "Proxy": proxy})).contains("Port")
-        );
+        assert!(refused(json!({"Name": "p", "Kind": "connect-proxy", "Proxy": proxy})).contains("Port"));
     }
 
     #[test]

@@ -24,25 +24,13 @@ pub(crate) struct Request {
 }
 
 impl Request {
-    pub(crate) fn new(
-        method: http::Method,
-        uri: &http::Uri,
-        headers: &HeaderMap,
-        body: Bytes,
-    ) -> Self {
+    pub(crate) fn new(method: http::Method, uri: &http::Uri, headers: &HeaderMap, body: Bytes) -> Self {
         let query = parse_query(uri.query().unwrap_or_default());
-        let text = |name: &str| {
-            headers
-                .get(name)
-                .and_then(|v| v.to_str().ok())
-                .map(str::trim)
-                .filter(|v| !v.is_empty())
-        };
+        let text =
+            |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).map(str::trim).filter(|v| !v.is_empty());
         let bearer = text("authorization").and_then(|v| {
             let (scheme, token) = v.split_once(' ')?;
-            scheme
-                .eq_ignore_ascii_case("bearer")
-                .then_some(token.trim())
+            scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
         });
         let token = query
             .iter()
@@ -53,9 +41,7 @@ impl Request {
             .map(str::to_owned);
         Self {
             method,
-            path: percent_decode_str(uri.path())
-                .decode_utf8_lossy()
-                .into_owned(),
+            path: percent_decode_str(uri.path()).decode_utf8_lossy().into_owned(),
             query,
             token,
             namespace_header: text("x-consul-namespace").is_some(),
@@ -65,16 +51,12 @@ impl Request {
     }
 
     pub(crate) fn param(&self, name: &str) -> Option<&str> {
-        self.query
-            .iter()
-            .find(|(k, _)| k == name)
-            .map(|(_, v)| v.as_str())
+        self.query.iter().find(|(k, _)| k == name).map(|(_, v)| v.as_str())
     }
 
     /// A parameter that is there and not `false`: `?passing`, `?passing=1`.
     pub(crate) fn flag(&self, name: &str) -> bool {
-        self.param(name)
-            .is_some_and(|v| !matches!(v, "0" | "false" | "f" | "F" | "FALSE" | "False"))
+        self.param(name).is_some_and(|v| !matches!(v, "0" | "false" | "f" | "F" | "FALSE" | "False"))
     }
 
     /// Refuses what only Consul Enterprise has.
@@ -82,17 +64,14 @@ impl Request {
         if self.param("ns").is_some_and(|v| !v.is_empty()) {
             return Err(Answer::text(
                 400,
-                dialect.bad_request(
-                    "Invalid query parameter: \"ns\" - Namespaces are a Consul Enterprise feature",
-                ),
+                dialect.bad_request("Invalid query parameter: \"ns\" - Namespaces are a Consul Enterprise feature"),
             ));
         }
         if self.namespace_header {
             return Err(Answer::text(
                 400,
-                dialect.bad_request(
-                    "Invalid header: \"X-Consul-Namespace\" - Namespaces are a Consul Enterprise feature",
-                ),
+                dialect
+                    .bad_request("Invalid header: \"X-Consul-Namespace\" - Namespaces are a Consul Enterprise feature"),
             ));
         }
         if dialect.is_today() {
@@ -117,35 +96,18 @@ impl Request {
         let stale = self.flag("stale");
         let consistent = self.flag("consistent");
         if stale && consistent {
-            return Err(Answer::text(
-                400,
-                "Cannot specify ?stale with ?consistent, conflicting semantics.",
-            ));
+            return Err(Answer::text(400, "Cannot specify ?stale with ?consistent, conflicting semantics."));
         }
         let wait = match self.param("wait").filter(|v| !v.is_empty()) {
             None => None,
-            Some(text) => {
-                Some(go_duration(text).ok_or_else(|| Answer::text(400, "Invalid wait time"))?)
-            }
+            Some(text) => Some(go_duration(text).ok_or_else(|| Answer::text(400, "Invalid wait time"))?),
         };
         let index = match self.param("index").filter(|v| !v.is_empty()) {
             None => 0,
-            Some(text) => text
-                .parse()
-                .map_err(|_| Answer::text(400, "Invalid index"))?,
+            Some(text) => text.parse().map_err(|_| Answer::text(400, "Invalid index"))?,
         };
-        let hash = self
-            .param("hash")
-            .filter(|v| !v.is_empty())
-            .map(str::to_owned);
-        Ok(Blocking {
-            index,
-            hash,
-            wait,
-            stale,
-            consistent,
-            cached: self.flag("cached"),
-        })
+        let hash = self.param("hash").filter(|v| !v.is_empty()).map(str::to_owned);
+        Ok(Blocking { index, hash, wait, stale, consistent, cached: self.flag("cached") })
     }
 
     /// The body as a JSON object, with Go's texts for what is wrong with it.
@@ -182,11 +144,7 @@ pub(crate) fn known_keys(
 ) -> Result<Map<String, Value>, String> {
     let mut out = Map::new();
     for (key, value) in object {
-        let plain = if underscores {
-            key.replace('_', "")
-        } else {
-            key.clone()
-        };
+        let plain = if underscores { key.replace('_', "") } else { key.clone() };
         match known.iter().find(|k| k.eq_ignore_ascii_case(&plain)) {
             Some(name) => {
                 out.insert((*name).to_owned(), value);
@@ -211,9 +169,7 @@ pub(crate) fn go_duration(text: &str) -> Option<Duration> {
         let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
         let (number, tail) = rest.split_at(digits);
         let number: f64 = number.parse().ok()?;
-        let unit_len = tail
-            .find(|c: char| c.is_ascii_digit() || c == '.')
-            .unwrap_or(tail.len());
+        let unit_len = tail.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(tail.len());
         let (unit, tail) = tail.split_at(unit_len);
         seconds += number
             * match unit {

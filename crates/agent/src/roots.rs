@@ -41,12 +41,7 @@ pub(crate) async fn get(shared: &Shared, req: &Request, source: Source) -> Resul
         Source::Server => Endpoint::ServerRoots,
     };
     if source == Source::Server && req.flag("pem") {
-        let pem = shared.read(|s| {
-            s.ca.roots
-                .iter()
-                .map(|r| r.pem.as_str())
-                .collect::<String>()
-        });
+        let pem = shared.read(|s| s.ca.roots.iter().map(|r| r.pem.as_str()).collect::<String>());
         return Ok(Answer::text(200, pem).with("Content-Type", "application/pem-certificate-chain"));
     }
     let (index, warm) = shared.quietly(|state| {
@@ -58,11 +53,7 @@ pub(crate) async fn get(shared: &Shared, req: &Request, source: Source) -> Resul
     if blocking.index > 0 && index <= blocking.index {
         hit = false;
         let wait = shared.wait(blocking.wait, Duration::from_secs(300), true);
-        let waited = shared
-            .block(endpoint, wait, |s| {
-                (s.roots_index > blocking.index).then_some(())
-            })
-            .await;
+        let waited = shared.block(endpoint, wait, |s| (s.roots_index > blocking.index).then_some(())).await;
         if let Waited::Refused(answer) = waited {
             return Err(answer);
         }
@@ -70,11 +61,7 @@ pub(crate) async fn get(shared: &Shared, req: &Request, source: Source) -> Resul
     let (index, body) = shared.read(|s| (s.roots_index, render(s)));
     let mut answer = Answer::json(shared.options.dialect, &body);
     if source == Source::Agent {
-        answer = if hit {
-            answer.with("X-Cache", "HIT").with("Age", 0)
-        } else {
-            answer.with("X-Cache", "MISS")
-        };
+        answer = if hit { answer.with("X-Cache", "HIT").with("Age", 0) } else { answer.with("X-Cache", "MISS") };
     }
     Ok(answer
         .with("X-Consul-Index", index.max(1))
@@ -85,12 +72,9 @@ pub(crate) async fn get(shared: &Shared, req: &Request, source: Source) -> Resul
 
 pub(crate) fn get_configuration(shared: &Shared, req: &Request) -> Result<Answer, Answer> {
     let body = shared.read(|s| {
-        let caller = resolve(s.acl.as_ref(), req.token.as_deref())
-            .ok_or_else(|| Answer::forbidden("ACL not found"))?;
+        let caller = resolve(s.acl.as_ref(), req.token.as_deref()).ok_or_else(|| Answer::forbidden("ACL not found"))?;
         // Consul asks for operator:read; no token here holds operator rules, so both are one.
-        caller
-            .need(Right::OperatorWrite, shared.options.dialect)
-            .map_err(Answer::forbidden)?;
+        caller.need(Right::OperatorWrite, shared.options.dialect).map_err(Answer::forbidden)?;
         Ok(json!({
             "Provider": "consul",
             "Config": s.ca_config,
@@ -108,34 +92,15 @@ pub(crate) fn get_configuration(shared: &Shared, req: &Request) -> Result<Answer
 /// the cross certificate.
 pub(crate) fn put_configuration(shared: &Shared, req: &Request) -> Result<Answer, Answer> {
     let dialect = shared.options.dialect;
-    let decode = |text: String| {
-        Answer::text(
-            400,
-            dialect.bad_request(&format!("Request decode failed: {text}")),
-        )
-    };
+    let decode = |text: String| Answer::text(400, dialect.bad_request(&format!("Request decode failed: {text}")));
     let body = known_keys(
         req.json_object().map_err(decode)?,
-        &[
-            "Provider",
-            "Config",
-            "State",
-            "ForceWithoutCrossSigning",
-            "CreateIndex",
-            "ModifyIndex",
-        ],
+        &["Provider", "Config", "State", "ForceWithoutCrossSigning", "CreateIndex", "ModifyIndex"],
         false,
     )
     .map_err(decode)?;
-    if body
-        .get("Provider")
-        .and_then(Value::as_str)
-        .is_some_and(|p| p != "consul")
-    {
-        return Err(Answer::text(
-            500,
-            "the development agent has the built-in provider only",
-        ));
+    if body.get("Provider").and_then(Value::as_str).is_some_and(|p| p != "consul") {
+        return Err(Answer::text(500, "the development agent has the built-in provider only"));
     }
     let new = match body.get("Config") {
         Some(Value::Object(map)) => map.clone(),
@@ -143,27 +108,18 @@ pub(crate) fn put_configuration(shared: &Shared, req: &Request) -> Result<Answer
     };
     let ttl = match new.get("LeafCertTTL").and_then(Value::as_str) {
         None => None,
-        Some(text) => Some(
-            go_duration(text)
-                .ok_or_else(|| Answer::text(500, format!("invalid LeafCertTTL '{text}'")))?,
-        ),
+        Some(text) => {
+            Some(go_duration(text).ok_or_else(|| Answer::text(500, format!("invalid LeafCertTTL '{text}'")))?)
+        }
     };
-    let cross_sign = !body
-        .get("ForceWithoutCrossSigning")
-        .and_then(Value::as_bool)
-        .unwrap_or(false);
+    let cross_sign = !body.get("ForceWithoutCrossSigning").and_then(Value::as_bool).unwrap_or(false);
     shared.update(|state| {
-        let caller = resolve(state.acl.as_ref(), req.token.as_deref())
-            .ok_or_else(|| Answer::forbidden("ACL not found"))?;
-        caller
-            .need(Right::OperatorWrite, dialect)
-            .map_err(Answer::forbidden)?;
+        let caller =
+            resolve(state.acl.as_ref(), req.token.as_deref()).ok_or_else(|| Answer::forbidden("ACL not found"))?;
+        caller.need(Right::OperatorWrite, dialect).map_err(Answer::forbidden)?;
         let forced = ["PrivateKey", "PrivateKeyType", "PrivateKeyBits"]
             .iter()
-            .any(|k| {
-                new.get(*k)
-                    .is_some_and(|v| state.ca_config.get(*k) != Some(v))
-            });
+            .any(|k| new.get(*k).is_some_and(|v| state.ca_config.get(*k) != Some(v)));
         if let Some(ttl) = ttl {
             state.leaf_ttl = ttl;
         }
@@ -187,10 +143,7 @@ pub(crate) fn put_configuration(shared: &Shared, req: &Request) -> Result<Answer
 /// A new root becomes active; leaves follow.
 pub(crate) fn rotate(shared: &Shared, state: &mut State, cross_sign: bool) -> Result<(), Answer> {
     let index = state.next_index();
-    state
-        .ca
-        .rotate(shared.keys.as_ref(), index, cross_sign)
-        .map_err(|e| Answer::text(500, e.to_string()))?;
+    state.ca.rotate(shared.keys.as_ref(), index, cross_sign).map_err(|e| Answer::text(500, e.to_string()))?;
     state.roots_index = index;
     leaf::root_changed(shared, state);
     Ok(())

@@ -8,8 +8,8 @@ use crate::roots::Source;
 use crate::stats::Endpoint;
 use crate::store::Shared;
 use crate::{
-    agent_api, authorize, chain, checks, config_entries, health, intentions, leaf, managed, query,
-    register, roots, tokens,
+    agent_api, authorize, chain, checks, config_entries, health, intentions, leaf, managed, query, register, roots,
+    tokens,
 };
 
 /// What a path means; the text is an ID or a name.
@@ -71,16 +71,10 @@ impl Route {
             return Self::Deregister(id);
         }
         if let Some(id) = tail("agent/health/service/id/") {
-            return Self::AgentHealth {
-                by_name: false,
-                what: id,
-            };
+            return Self::AgentHealth { by_name: false, what: id };
         }
         if let Some(name) = tail("agent/health/service/name/") {
-            return Self::AgentHealth {
-                by_name: true,
-                what: name,
-            };
+            return Self::AgentHealth { by_name: true, what: name };
         }
         for verb in ["pass", "warn", "fail", "update"] {
             if let Some(id) = tail(&format!("agent/check/{verb}/")) {
@@ -143,14 +137,8 @@ impl Route {
         }
         if let Some(what) = tail("config/") {
             return match what.split_once('/') {
-                Some((kind, name)) => Self::Config {
-                    kind: kind.to_owned(),
-                    name: Some(name.to_owned()),
-                },
-                None => Self::Config {
-                    kind: what,
-                    name: None,
-                },
+                Some((kind, name)) => Self::Config { kind: kind.to_owned(), name: Some(name.to_owned()) },
+                None => Self::Config { kind: what, name: None },
             };
         }
         if let Some(id) = tail("acl/token/") {
@@ -167,26 +155,20 @@ impl Route {
             Self::CaConfiguration => Endpoint::CaConfiguration,
             Self::Authorize => Endpoint::Authorize,
             Self::ManagedProxy(_) => Endpoint::ManagedProxy,
-            Self::Intentions | Self::IntentionExact | Self::IntentionById(_) => {
-                Endpoint::Intentions
-            }
+            Self::Intentions | Self::IntentionExact | Self::IntentionById(_) => Endpoint::Intentions,
             Self::IntentionMatch => Endpoint::IntentionMatch,
             Self::IntentionCheck => Endpoint::IntentionCheck,
             Self::Register => Endpoint::Register,
             Self::Deregister(_) => Endpoint::Deregister,
             Self::AgentServices => Endpoint::AgentServices,
             Self::AgentService(_) => Endpoint::AgentService,
-            Self::AgentChecks | Self::CheckRegister | Self::CheckDeregister(_) => {
-                Endpoint::AgentChecks
-            }
+            Self::AgentChecks | Self::CheckRegister | Self::CheckDeregister(_) => Endpoint::AgentChecks,
             Self::CheckReport(..) => Endpoint::CheckUpdate,
             Self::AgentHealth { .. } => Endpoint::AgentHealth,
             Self::AgentSelf => Endpoint::AgentSelf,
             Self::Health(Which::Connect, _) => Endpoint::HealthConnect,
             Self::Health(Which::Plain, _) => Endpoint::HealthService,
-            Self::CatalogService(..) | Self::CatalogServices | Self::CatalogNodes => {
-                Endpoint::Catalog
-            }
+            Self::CatalogService(..) | Self::CatalogServices | Self::CatalogNodes => Endpoint::Catalog,
             Self::QueryExecute(_) => Endpoint::QueryExecute,
             Self::Queries | Self::Query(_) => Endpoint::Query,
             Self::Chain(_) => Endpoint::DiscoveryChain,
@@ -232,8 +214,7 @@ pub(crate) async fn answer(shared: &Shared, route: &Route, req: &Request) -> Ans
         if req.method == http::Method::OPTIONS {
             return Answer::text(200, "").with("Allow", allow);
         }
-        return Answer::text(405, format!("method {} not allowed", req.method))
-            .with("Allow", allow);
+        return Answer::text(405, format!("method {} not allowed", req.method)).with("Allow", allow);
     }
     match dispatch(shared, route, req).await {
         Ok(answer) | Err(answer) => answer,
@@ -243,11 +224,7 @@ pub(crate) async fn answer(shared: &Shared, route: &Route, req: &Request) -> Ans
 /// The answer for a path that the version lacks.
 pub(crate) fn unknown_path(dialect: Dialect) -> Answer {
     match dialect {
-        Dialect::Today => Answer::text(
-            404,
-            "Invalid URL path: not a recognized HTTP API endpoint\n",
-        )
-        .bare(),
+        Dialect::Today => Answer::text(404, "Invalid URL path: not a recognized HTTP API endpoint\n").bare(),
         Dialect::Old => {
             let mut answer = Answer::text(404, "").bare();
             answer.headers.clear();
@@ -262,9 +239,7 @@ async fn dispatch(shared: &Shared, route: &Route, req: &Request) -> Result<Answe
         Route::Leaf(service) => leaf::get(shared, req, service).await,
         Route::Roots => roots::get(shared, req, Source::Agent).await,
         Route::ServerRoots => roots::get(shared, req, Source::Server).await,
-        Route::CaConfiguration if req.method == http::Method::PUT => {
-            roots::put_configuration(shared, req)
-        }
+        Route::CaConfiguration if req.method == http::Method::PUT => roots::put_configuration(shared, req),
         Route::CaConfiguration => roots::get_configuration(shared, req),
         Route::Authorize => authorize::post(shared, req),
         Route::ManagedProxy(id) => managed::get(shared, req, id).await,
@@ -285,9 +260,7 @@ async fn dispatch(shared: &Shared, route: &Route, req: &Request) -> Result<Answe
         Route::AgentHealth { by_name, what } => agent_api::health(shared, req, *by_name, what),
         Route::AgentSelf => agent_api::own(shared, req),
         Route::Health(which, name) => health::get(shared, req, *which, name).await,
-        Route::CatalogService(which, name) => {
-            health::catalog_service(shared, req, *which, name).await
-        }
+        Route::CatalogService(which, name) => health::catalog_service(shared, req, *which, name).await,
         Route::CatalogServices => health::catalog_services(shared, req).await,
         Route::CatalogNodes => health::catalog_nodes(shared, req).await,
         Route::QueryExecute(what) => query::execute(shared, req, what),
@@ -301,10 +274,7 @@ async fn dispatch(shared: &Shared, route: &Route, req: &Request) -> Result<Answe
         Route::TokenSelf => tokens::own(shared, req),
         Route::Token(accessor) => tokens::one(shared, req, accessor),
         Route::Leader => Ok(Answer::json(dialect, &serde_json::json!("127.0.0.1:8300"))),
-        Route::Peers => Ok(Answer::json(
-            dialect,
-            &serde_json::json!(["127.0.0.1:8300"]),
-        )),
+        Route::Peers => Ok(Answer::json(dialect, &serde_json::json!(["127.0.0.1:8300"]))),
         Route::Unknown => Err(unknown_path(dialect)),
     }
 }
@@ -315,31 +285,16 @@ mod tests {
 
     #[test]
     fn a_leaf_name_may_hold_a_slash_and_may_be_empty() {
-        assert_eq!(
-            Route::of("/v1/agent/connect/ca/leaf/a/b"),
-            Route::Leaf("a/b".to_owned())
-        );
-        assert_eq!(
-            Route::of("/v1/agent/connect/ca/leaf/"),
-            Route::Leaf(String::new())
-        );
+        assert_eq!(Route::of("/v1/agent/connect/ca/leaf/a/b"), Route::Leaf("a/b".to_owned()));
+        assert_eq!(Route::of("/v1/agent/connect/ca/leaf/"), Route::Leaf(String::new()));
     }
 
     #[test]
     fn fixed_paths_are_not_taken_for_ids() {
         assert_eq!(Route::of("/v1/agent/service/register"), Route::Register);
-        assert_eq!(
-            Route::of("/v1/agent/service/web-1"),
-            Route::AgentService("web-1".to_owned())
-        );
-        assert_eq!(
-            Route::of("/v1/connect/intentions/exact"),
-            Route::IntentionExact
-        );
-        assert_eq!(
-            Route::of("/v1/query/q/execute"),
-            Route::QueryExecute("q".to_owned())
-        );
+        assert_eq!(Route::of("/v1/agent/service/web-1"), Route::AgentService("web-1".to_owned()));
+        assert_eq!(Route::of("/v1/connect/intentions/exact"), Route::IntentionExact);
+        assert_eq!(Route::of("/v1/query/q/execute"), Route::QueryExecute("q".to_owned()));
         assert_eq!(Route::of("/v1/nothing"), Route::Unknown);
     }
 }

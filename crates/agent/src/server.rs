@@ -106,10 +106,7 @@ impl Client {
             return None;
         }
         *open += 1;
-        Some(Self {
-            clients: Arc::clone(clients),
-            ip,
-        })
+        Some(Self { clients: Arc::clone(clients), ip })
     }
 }
 
@@ -137,9 +134,7 @@ impl Open {
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.0
-            .stats
-            .send_modify(|s| s.open_connections = s.open_connections.saturating_sub(1));
+        self.0.stats.send_modify(|s| s.open_connections = s.open_connections.saturating_sub(1));
     }
 }
 
@@ -189,11 +184,7 @@ async fn respond(shared: &Shared, request: http::Request<Incoming>) -> Response<
             method: req.method.to_string(),
             target: parts.uri.to_string(),
             with_token: req.token.is_some(),
-            user_agent: parts
-                .headers
-                .get(http::header::USER_AGENT)
-                .and_then(|v| v.to_str().ok())
-                .map(str::to_owned),
+            user_agent: parts.headers.get(http::header::USER_AGENT).and_then(|v| v.to_str().ok()).map(str::to_owned),
         });
     });
     let fault = misbehave::take(shared, endpoint);
@@ -234,10 +225,7 @@ async fn thaw(shared: &Shared) {
 fn outgoing(shared: &Shared, answer: Answer, delivery: Delivery) -> Response<Outgoing> {
     let chunked = answer.body.len() > CHUNKED_FROM;
     let body = match delivery {
-        Delivery::Whole => Outgoing::Whole {
-            data: Some(answer.body),
-            chunked,
-        },
+        Delivery::Whole => Outgoing::Whole { data: Some(answer.body), chunked },
         Delivery::Truncated => Outgoing::Truncated {
             announced: answer.body.len() as u64,
             data: Some(answer.body.slice(..answer.body.len() / 2)),
@@ -245,25 +233,15 @@ fn outgoing(shared: &Shared, answer: Answer, delivery: Delivery) -> Response<Out
         },
     };
     let mut response = Response::new(body);
-    *response.status_mut() =
-        StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    *response.status_mut() = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();
     if !answer.bare {
-        headers.insert(
-            HeaderName::from_static("vary"),
-            HeaderValue::from_static("Accept-Encoding"),
-        );
+        headers.insert(HeaderName::from_static("vary"), HeaderValue::from_static("Accept-Encoding"));
         let policy = shared.read(|s| s.acl_default().as_str());
-        headers.insert(
-            HeaderName::from_static("x-consul-default-acl-policy"),
-            HeaderValue::from_static(policy),
-        );
+        headers.insert(HeaderName::from_static("x-consul-default-acl-policy"), HeaderValue::from_static(policy));
     }
     for (name, value) in answer.headers {
-        if let (Ok(name), Ok(value)) = (
-            HeaderName::from_bytes(name.as_bytes()),
-            HeaderValue::from_str(&value),
-        ) {
+        if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(&value)) {
             headers.insert(name, value);
         }
     }
@@ -288,16 +266,9 @@ impl Body for Outgoing {
     type Data = Bytes;
     type Error = io::Error;
 
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
         match self.get_mut() {
-            Self::Whole { data, .. } => Poll::Ready(
-                data.take()
-                    .filter(|d| !d.is_empty())
-                    .map(|d| Ok(Frame::data(d))),
-            ),
+            Self::Whole { data, .. } => Poll::Ready(data.take().filter(|d| !d.is_empty()).map(|d| Ok(Frame::data(d)))),
             Self::Truncated { data, pause, .. } => {
                 if let Some(half) = data.take().filter(|d| !d.is_empty()) {
                     return Poll::Ready(Some(Ok(Frame::data(half))));
@@ -317,10 +288,7 @@ impl Body for Outgoing {
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Whole {
-                data: Some(data),
-                chunked: false,
-            } => SizeHint::with_exact(data.len() as u64),
+            Self::Whole { data: Some(data), chunked: false } => SizeHint::with_exact(data.len() as u64),
             Self::Whole { data: None, .. } => SizeHint::with_exact(0),
             Self::Whole { .. } => SizeHint::default(),
             Self::Truncated { announced, .. } => SizeHint::with_exact(*announced),

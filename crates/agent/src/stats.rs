@@ -3,9 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 /// An endpoint, or a family of them, as counters and faults name it.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Endpoint {
     /// `/v1/agent/connect/ca/leaf/:service`

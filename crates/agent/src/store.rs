@@ -46,6 +46,8 @@ pub(crate) struct State {
     /// (target, token) pairs that authorize has in its cache.
     pub(crate) authorize_warm: HashSet<(String, Option<String>)>,
     pub(crate) catalog: Catalog,
+    /// Questions to health that `?cached` has in its cache, with their tokens.
+    pub(crate) health_warm: HashSet<(String, Option<String>)>,
     /// What a token last saw of a name by streaming; a deleted token goes on seeing it.
     pub(crate) streamed: HashMap<(String, String), (u64, Value)>,
     pub(crate) queries: Vec<PreparedQuery>,
@@ -62,10 +64,7 @@ pub(crate) struct State {
 
 impl State {
     pub(crate) fn new(options: &Options, keys: &dyn KeyMaker) -> Result<Self, CaError> {
-        let uuid = options
-            .trust_domain_uuid
-            .clone()
-            .unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
+        let uuid = options.trust_domain_uuid.clone().unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
         let mut ca_config = Map::new();
         ca_config.insert("IntermediateCertTTL".to_owned(), json!("8760h"));
         ca_config.insert("LeafCertTTL".to_owned(), json!("72h"));
@@ -89,6 +88,7 @@ impl State {
             intentions_index: 8,
             authorize_warm: HashSet::new(),
             catalog: Catalog::default(),
+            health_warm: HashSet::new(),
             streamed: HashMap::new(),
             queries: Vec::new(),
             managed: BTreeMap::new(),
@@ -114,9 +114,7 @@ impl State {
     }
 
     pub(crate) fn acl_default(&self) -> Policy {
-        self.acl
-            .as_ref()
-            .map_or(Policy::Allow, |acl| acl.default_policy)
+        self.acl.as_ref().map_or(Policy::Allow, |acl| acl.default_policy)
     }
 }
 
@@ -184,21 +182,9 @@ impl Shared {
     }
 
     /// How long a blocked call lasts: `asked` or the default, at most ten minutes, and up to a sixteenth more.
-    pub(crate) fn wait(
-        &self,
-        asked: Option<Duration>,
-        default: Duration,
-        jitter: bool,
-    ) -> Duration {
-        let wait = asked
-            .filter(|d| !d.is_zero())
-            .unwrap_or(default)
-            .min(Duration::from_secs(600));
-        if jitter && self.options.wait_jitter {
-            wait + (wait / 16).mul_f64(rand::rng().random::<f64>())
-        } else {
-            wait
-        }
+    pub(crate) fn wait(&self, asked: Option<Duration>, default: Duration, jitter: bool) -> Duration {
+        let wait = asked.filter(|d| !d.is_zero()).unwrap_or(default).min(Duration::from_secs(600));
+        if jitter && self.options.wait_jitter { wait + (wait / 16).mul_f64(rand::rng().random::<f64>()) } else { wait }
     }
 
     /// Blocks until `look` finds something, the time is over, or somebody orders the blocked calls to fail.
@@ -210,8 +196,7 @@ impl Shared {
     ) -> Waited<T> {
         let deadline = Instant::now() + wait;
         let mut changed = self.subscribe();
-        let refused_before =
-            self.read(|s| s.refusals.get(&endpoint).map_or(0, |(number, _)| *number));
+        let refused_before = self.read(|s| s.refusals.get(&endpoint).map_or(0, |(number, _)| *number));
         let _count = BlockedCount::new(&self.stats, endpoint);
         loop {
             changed.borrow_and_update();
@@ -236,16 +221,10 @@ impl Shared {
 
     /// The datacenter that the request means.
     pub(crate) fn check_datacenter(&self, req: &Request) -> Result<String, Answer> {
-        let asked = req
-            .param("dc")
-            .or_else(|| req.param("datacenter"))
-            .filter(|dc| !dc.is_empty());
+        let asked = req.param("dc").or_else(|| req.param("datacenter")).filter(|dc| !dc.is_empty());
         match asked {
             None => Ok(self.options.datacenter.clone()),
-            Some(dc)
-                if dc == self.options.datacenter
-                    || self.options.other_datacenters.iter().any(|o| o == dc) =>
-            {
+            Some(dc) if dc == self.options.datacenter || self.options.other_datacenters.iter().any(|o| o == dc) => {
                 Ok(dc.to_owned())
             }
             Some(_) => Err(Answer::text(500, "No path to datacenter")),

@@ -23,25 +23,11 @@ const KEYS: &[&str] = &[
 /// `PUT /v1/acl/token`
 pub(crate) fn create(shared: &Shared, req: &Request) -> Result<Answer, Answer> {
     let dialect = shared.options.dialect;
-    let wrong = |text: String| {
-        Answer::text(
-            400,
-            dialect.bad_request(&format!("Token decoding failed: {text}")),
-        )
-    };
+    let wrong = |text: String| Answer::text(400, dialect.bad_request(&format!("Token decoding failed: {text}")));
     let body = known_keys(req.json_object().map_err(wrong)?, KEYS, false).map_err(wrong)?;
-    let text = |key: &str| {
-        body.get(key)
-            .and_then(Value::as_str)
-            .filter(|v| !v.is_empty())
-            .map(str::to_owned)
-    };
+    let text = |key: &str| body.get(key).and_then(Value::as_str).filter(|v| !v.is_empty()).map(str::to_owned);
     for key in ["Policies", "Roles", "NodeIdentities", "TemplatedPolicies"] {
-        if body
-            .get(key)
-            .and_then(Value::as_array)
-            .is_some_and(|list| !list.is_empty())
-        {
+        if body.get(key).and_then(Value::as_array).is_some_and(|list| !list.is_empty()) {
             return Err(Answer::text(
                 400,
                 format!("the development agent's tokens carry service identities only, no {key}"),
@@ -57,9 +43,7 @@ pub(crate) fn create(shared: &Shared, req: &Request) -> Result<Answer, Answer> {
         let name = identity
             .get("ServiceName")
             .and_then(Value::as_str)
-            .ok_or_else(|| {
-                wrong("Service identity is missing the service name field".to_owned())
-            })?;
+            .ok_or_else(|| wrong("Service identity is missing the service name field".to_owned()))?;
         let one = Token::service_identity(name);
         token.services.extend(one.services);
         token.service_prefixes = one.service_prefixes;
@@ -80,10 +64,7 @@ pub(crate) fn own(shared: &Shared, req: &Request) -> Result<Answer, Answer> {
     shared.read(|state| {
         let acl = state.acl.as_ref().ok_or_else(disabled)?;
         let secret = req.token.as_deref().unwrap_or_default();
-        let token = acl
-            .tokens
-            .get(secret)
-            .ok_or_else(|| Answer::forbidden("ACL not found"))?;
+        let token = acl.tokens.get(secret).ok_or_else(|| Answer::forbidden("ACL not found"))?;
         Ok(Answer::json(shared.options.dialect, &view(token, secret)))
     })
 }
@@ -93,11 +74,7 @@ pub(crate) fn one(shared: &Shared, req: &Request, accessor: &str) -> Result<Answ
     shared.update(|state| {
         may(state, req, shared)?;
         let acl = state.acl.as_mut().ok_or_else(disabled)?;
-        let secret = acl
-            .tokens
-            .iter()
-            .find(|(_, t)| t.accessor == accessor)
-            .map(|(s, _)| s.clone());
+        let secret = acl.tokens.iter().find(|(_, t)| t.accessor == accessor).map(|(s, _)| s.clone());
         if req.method == http::Method::DELETE {
             if let Some(secret) = secret {
                 acl.tokens.remove(&secret);

@@ -10,11 +10,7 @@ use crate::options::Options;
 use crate::store::State;
 
 /// `/v1/agent/service/:id`, with its content hash.
-pub(crate) fn agent_service(
-    options: &Options,
-    state: &State,
-    service: &Service,
-) -> (Value, String) {
+pub(crate) fn agent_service(options: &Options, state: &State, service: &Service) -> (Value, String) {
     let plain = agent_view(options, state, service, None);
     let hash = content_hash(state, &plain);
     let view = agent_view(options, state, service, Some(&hash));
@@ -22,12 +18,7 @@ pub(crate) fn agent_service(
 }
 
 /// One entry of `/v1/agent/services`.
-pub(crate) fn agent_view(
-    options: &Options,
-    state: &State,
-    service: &Service,
-    hash: Option<&str>,
-) -> Value {
+pub(crate) fn agent_view(options: &Options, state: &State, service: &Service, hash: Option<&str>) -> Value {
     let mut out = Map::new();
     let mut put = |key: &str, value: Value| {
         out.insert(key.to_owned(), value);
@@ -66,27 +57,13 @@ pub(crate) fn agent_view(
 
 /// One element of a health answer. `no_tags` is what an instance without tags shows: `[]` in health, `null` in a
 /// prepared query.
-pub(crate) fn health_entry(
-    options: &Options,
-    state: &State,
-    service: &Service,
-    no_tags: &Value,
-) -> Value {
+pub(crate) fn health_entry(options: &Options, state: &State, service: &Service, no_tags: &Value) -> Value {
     let key = service.key();
     let tags = |tags: &[String]| {
-        if tags.is_empty() {
-            no_tags.clone()
-        } else {
-            json!(tags)
-        }
+        if tags.is_empty() { no_tags.clone() } else { json!(tags) }
     };
     let mut checks = vec![serf_health(options, state, service.node.as_ref(), no_tags)];
-    checks.extend(
-        state
-            .catalog
-            .checks_of(&key)
-            .map(|c| check_view(options, service, c, &tags(&service.tags))),
-    );
+    checks.extend(state.catalog.checks_of(&key).map(|c| check_view(options, service, c, &tags(&service.tags))));
     json!({
         "Node": node_view(options, state, service.node.as_ref()),
         "Service": catalog_service(options, state, service, &tags(&service.tags)),
@@ -124,10 +101,7 @@ pub(crate) fn catalog_entry(options: &Options, state: &State, service: &Service)
     put("ServiceMeta", json!(service.meta));
     put("ServicePort", json!(service.port));
     put("ServiceSocketPath", json!(service.socket_path));
-    put(
-        "ServiceEnableTagOverride",
-        json!(service.enable_tag_override),
-    );
+    put("ServiceEnableTagOverride", json!(service.enable_tag_override));
     put("ServiceProxy", stored_proxy(service));
     put("ServiceConnect", connect(service));
     put("CreateIndex", json!(service.create_index));
@@ -138,29 +112,14 @@ pub(crate) fn catalog_entry(options: &Options, state: &State, service: &Service)
 /// The node as health answers and the catalog have it.
 pub(crate) fn node_view(options: &Options, state: &State, node: Option<&Node>) -> Value {
     let (name, address, datacenter) = match node {
-        Some(node) => (
-            node.name.clone(),
-            node.address.clone(),
-            node.datacenter.clone(),
-        ),
-        None => (
-            options.node_name.clone(),
-            options.node_address.to_string(),
-            options.datacenter.clone(),
-        ),
+        Some(node) => (node.name.clone(), node.address.clone(), node.datacenter.clone()),
+        None => (options.node_name.clone(), options.node_address.to_string(), options.datacenter.clone()),
     };
-    let family = if address.contains(':') {
-        "ipv6"
-    } else {
-        "ipv4"
-    };
+    let family = if address.contains(':') { "ipv6" } else { "ipv4" };
     let mut meta = Map::new();
     meta.insert("consul-network-segment".to_owned(), json!(""));
     if options.dialect.is_today() {
-        meta.insert(
-            "consul-version".to_owned(),
-            json!(options.dialect.version()),
-        );
+        meta.insert("consul-version".to_owned(), json!(options.dialect.version()));
     }
     json!({
         "ID": node_id(&name),
@@ -187,22 +146,12 @@ pub(crate) fn node_id(name: &str) -> String {
     for (to, from) in bytes.iter_mut().zip(digest) {
         *to = from;
     }
-    uuid::Builder::from_random_bytes(bytes)
-        .into_uuid()
-        .to_string()
+    uuid::Builder::from_random_bytes(bytes).into_uuid().to_string()
 }
 
 /// A check in health answers and in `/v1/agent/checks`.
-pub(crate) fn check_view(
-    options: &Options,
-    service: &Service,
-    check: &Check,
-    tags: &Value,
-) -> Value {
-    let node = service
-        .node
-        .as_ref()
-        .map_or(options.node_name.as_str(), |n| &n.name);
+pub(crate) fn check_view(options: &Options, service: &Service, check: &Check, tags: &Value) -> Value {
+    let node = service.node.as_ref().map_or(options.node_name.as_str(), |n| &n.name);
     json!({
         "Node": node,
         "CheckID": check.id,
@@ -260,11 +209,7 @@ fn catalog_service(options: &Options, state: &State, service: &Service, tags: &V
     if !tagged.is_empty() {
         put("TaggedAddresses", Value::Object(tagged));
     }
-    let meta = if service.meta.is_empty() {
-        Value::Null
-    } else {
-        json!(service.meta)
-    };
+    let meta = if service.meta.is_empty() { Value::Null } else { json!(service.meta) };
     put("Meta", meta);
     put("Port", json!(service.port));
     if !service.socket_path.is_empty() {
@@ -292,11 +237,7 @@ fn stored_proxy(service: &Service) -> Value {
 }
 
 fn connect(service: &Service) -> Value {
-    if service.native {
-        json!({"Native": true})
-    } else {
-        json!({})
-    }
+    if service.native { json!({"Native": true}) } else { json!({}) }
 }
 
 fn weights(service: &Service) -> Value {
@@ -388,11 +329,7 @@ fn tagged_addresses(options: &Options, state: &State, service: &Service) -> Map<
 /// What the agent merges into a registration: `proxy-defaults`, then `service-defaults` of the destination; the
 /// registration's own keys win.
 fn with_central_config(state: &State, proxy: &Proxy) -> Proxy {
-    let entry = |kind: &str, name: &str| {
-        state
-            .config_entries
-            .get(&(kind.to_owned(), name.to_owned()))
-    };
+    let entry = |kind: &str, name: &str| state.config_entries.get(&(kind.to_owned(), name.to_owned()));
     let mut merged = Map::new();
     if let Some(Value::Object(config)) = entry("proxy-defaults", "global").map(|e| &e["Config"]) {
         merged.extend(config.clone());
@@ -415,13 +352,9 @@ fn with_central_config(state: &State, proxy: &Proxy) -> Proxy {
                 if upstream.get("DestinationType") == Some(&json!("prepared_query")) {
                     continue;
                 }
-                let config = upstream
-                    .entry("Config")
-                    .or_insert_with(|| Value::Object(Map::new()));
+                let config = upstream.entry("Config").or_insert_with(|| Value::Object(Map::new()));
                 if let Value::Object(config) = config {
-                    config
-                        .entry("connect_timeout_ms")
-                        .or_insert_with(|| timeout.clone());
+                    config.entry("connect_timeout_ms").or_insert_with(|| timeout.clone());
                 }
             }
         }

@@ -73,20 +73,13 @@ impl Client {
     pub(crate) fn new(handle: &Handle) -> Self {
         Self {
             base: handle.url(),
-            http: reqwest::Client::builder()
-                .no_proxy()
-                .timeout(Duration::from_secs(30))
-                .build()
-                .unwrap(),
+            http: reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(30)).build().unwrap(),
             token: None,
         }
     }
 
     pub(crate) fn with_token(&self, token: &str) -> Self {
-        Self {
-            token: Some(token.to_owned()),
-            ..self.clone()
-        }
+        Self { token: Some(token.to_owned()), ..self.clone() }
     }
 
     pub(crate) async fn get(&self, path: &str) -> Got {
@@ -94,28 +87,32 @@ impl Client {
     }
 
     pub(crate) async fn put(&self, path: &str, body: Value) -> Got {
-        self.send("PUT", path, Some(body.to_string()))
-            .await
-            .unwrap()
+        self.send("PUT", path, Some(body.to_string())).await.unwrap()
     }
 
     pub(crate) async fn authorize(&self, body: Value) -> Got {
         let path = "/v1/agent/connect/authorize";
-        self.send("POST", path, Some(body.to_string()))
-            .await
-            .unwrap()
+        self.send("POST", path, Some(body.to_string())).await.unwrap()
     }
 
-    pub(crate) async fn send(
+    pub(crate) async fn send(&self, method: &str, path: &str, body: Option<String>) -> Result<Got, reqwest::Error> {
+        self.send_as(method, path, body, None).await
+    }
+
+    pub(crate) async fn send_as(
         &self,
         method: &str,
         path: &str,
         body: Option<String>,
+        authorization: Option<&str>,
     ) -> Result<Got, reqwest::Error> {
         let method = method.parse().unwrap();
         let mut request = self.http.request(method, format!("{}{path}", self.base));
         if let Some(token) = &self.token {
             request = request.header("X-Consul-Token", token);
+        }
+        if let Some(authorization) = authorization {
+            request = request.header("Authorization", authorization);
         }
         if let Some(body) = body {
             request = request.body(body);
