@@ -85,11 +85,16 @@ impl FileSource {
         let Files { certificates, key, roots, trust_domain } = &self.files;
         let list = read(roots)?;
         let parsed = Roots::from_pem(0, trust_domain, [list.as_str()])
+            // A file that is being written may be empty or cut for a moment, which no list of an agent is.
+            .and_then(|list| if list.anchors().is_empty() { Err(RootsError::Empty) } else { Ok(list) })
             .map_err(|error| FileError::Roots { path: roots.clone(), error })?;
         self.rotation.offer_roots(parsed);
-        let key = zeroize::Zeroizing::new(read(key)?);
-        let leaf = Leaf::from_pem(&read(certificates)?, &key, self.rotation.policy().grammar)
-            .map_err(|error| FileError::Leaf { path: certificates.clone(), error })?;
+        let key_text = zeroize::Zeroizing::new(read(key)?);
+        let parsed = Leaf::from_pem(&read(certificates)?, &key_text, self.rotation.policy().grammar);
+        let leaf = parsed.map_err(|error| {
+            let path = if error == LeafError::KeyPem { key } else { certificates };
+            FileError::Leaf { path: path.clone(), error }
+        })?;
         match self.rotation.offer_leaf(leaf) {
             Ok(_) | Err(UpdateRefused::Stale) => Ok(()),
             Err(error) => Err(FileError::Refused { path: certificates.clone(), error }),

@@ -190,7 +190,7 @@ impl Roots {
         let (mut roots, mut ignored, mut entries) = (Vec::new(), Vec::new(), 0usize);
         for (index, pem) in list.into_iter().enumerate() {
             entries += 1;
-            let before = roots.len();
+            let before = roots.len() + ignored.len();
             for der in CertificateDer::pem_slice_iter(pem.as_bytes()) {
                 if roots.len() >= MAX_ROOTS || entries > MAX_ROOTS {
                     return Err(RootsError::TooMany);
@@ -205,8 +205,8 @@ impl Roots {
                     Err(_) => return Err(RootsError::TooMany),
                 }
             }
-            if roots.len() == before && ignored.len() < MAX_ROOTS {
-                ignored.push(format!("root {index}: no usable certificate in it"));
+            if roots.len() + ignored.len() == before && ignored.len() < MAX_ROOTS {
+                ignored.push(format!("root {index}: no certificate in it"));
             }
         }
         if entries == 0 {
