@@ -1,5 +1,7 @@
 //! Rotation: what is taken over, what is held, and that nothing broken replaces what is good.
 
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is how these tests fail")]
+
 use std::sync::{
     Arc,
     atomic::{AtomicI64, Ordering},
