@@ -1,1 +1,25 @@
 //! The client of the local Consul agent.
+//!
+//! One small typed client ([`AgentClient`]) over a [`Transport`](crate::transport::Transport), and on top of it what
+//! the traits of this crate ask for: certificates ([`ConsulCertSource`]), decisions ([`ConsulAuthorizer`]) and
+//! instances ([`ConsulDiscovery`]); besides them our own definition ([`OwnDefinition`]), the lookup of a sidecar
+//! ([`find_sidecar`]) and the registration ([`Registration`]).
+//!
+//! What the agent says is hostile input here: every answer is bounded in size and time, nothing in it can make a loop
+//! spin or end, and a state once good is never replaced by a broken one.
+
+mod address;
+mod backoff;
+mod client;
+mod health;
+mod http_transport;
+mod task;
+mod token;
+
+pub use self::{
+    address::{AddressError, AgentAddress, Authority, Endpoint},
+    client::{AgentClient, CallClass, CallError, ClientSettings},
+    health::{AgentHealth, CallOutcome},
+    http_transport::{HttpTransport, HttpTransportError},
+    token::{BasicAuth, Token, TokenError},
+};
