@@ -10,14 +10,20 @@
 
 mod address;
 mod backoff;
+mod cert_source;
 mod client;
 mod health;
 mod http_transport;
+mod json;
+mod leaf;
+mod roots;
 mod task;
 mod token;
+mod watch;
 
 pub use self::{
     address::{AddressError, AgentAddress, Authority, Endpoint},
+    cert_source::ConsulCertSource,
     client::{AgentClient, CallClass, CallError, ClientSettings},
     health::{AgentHealth, CallOutcome},
     http_transport::{HttpTransport, HttpTransportError},

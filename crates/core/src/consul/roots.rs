@@ -1,0 +1,64 @@
+//! The watch of the mesh's roots: `/v1/agent/connect/ca/roots`.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use super::{
+    client::{Answer, Call, CallClass, words},
+    json,
+    watch::{Cursor, Watched},
+};
+use crate::{
+    material::{Roots, RootsError},
+    rotation::{Changed, Rotation},
+};
+
+/// Feeds a [`Rotation`] with the agent's lists of roots.
+pub(super) struct RootsWatch {
+    pub(super) rotation: Arc<Rotation>,
+}
+
+impl Watched for RootsWatch {
+    fn name(&self) -> &'static str {
+        "roots"
+    }
+
+    /// Needs no right, and takes neither namespace nor partition.
+    fn call(&self) -> Call {
+        Call::get(CallClass::Watch, ["v1", "agent", "connect", "ca", "roots"])
+    }
+
+    fn cursor(&self, answer: &Answer) -> Option<Cursor> {
+        Cursor::index(answer)
+    }
+
+    fn take(&mut self, answer: &Answer, _plain: bool) -> Result<(), String> {
+        let roots = parse(&answer.body)?;
+        if self.rotation.offer_roots(roots) == Changed::Applied {
+            tracing::info!("the roots of the mesh changed");
+        }
+        Ok(())
+    }
+}
+
+/// The list as the agent gives it. An entry that is not as it should be stays in the list as an unusable root, so
+/// that it is shown and the others count.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct RootsAnswer {
+    #[serde(default, deserialize_with = "json::nullable")]
+    trust_domain: String,
+    #[serde(default, deserialize_with = "json::nullable")]
+    roots: Vec<serde_json::Value>,
+}
+
+pub(super) fn parse(body: &[u8]) -> Result<Roots, String> {
+    let answer: RootsAnswer = serde_json::from_slice(body)
+        .map_err(|error| format!("the agent's roots cannot be read: {}", words(&error.to_string())))?;
+    let texts = answer.roots.iter().map(|root| root.get("RootCert").and_then(|pem| pem.as_str()).unwrap_or_default());
+    Roots::from_pem(0, &answer.trust_domain, texts).map_err(|error| match error {
+        RootsError::Empty => "the agent has no roots yet: its certificate authority has not started".to_owned(),
+        error => format!("the agent's roots cannot be used: {error}"),
+    })
+}
