@@ -9,6 +9,7 @@
 //! spin or end, and a state once good is never replaced by a broken one.
 
 mod address;
+mod authorize;
 mod backoff;
 mod cert_source;
 mod client;
@@ -23,6 +24,7 @@ mod watch;
 
 pub use self::{
     address::{AddressError, AgentAddress, Authority, Endpoint},
+    authorize::ConsulAuthorizer,
     cert_source::ConsulCertSource,
     client::{AgentClient, CallClass, CallError, ClientSettings},
     health::{AgentHealth, CallOutcome},
