@@ -13,8 +13,10 @@ mod authorize;
 mod backoff;
 mod cert_source;
 mod client;
+mod discovery;
 mod health;
 mod http_transport;
+mod instances;
 mod json;
 mod leaf;
 mod roots;
@@ -27,6 +29,7 @@ pub use self::{
     authorize::ConsulAuthorizer,
     cert_source::ConsulCertSource,
     client::{AgentClient, CallClass, CallError, ClientSettings},
+    discovery::ConsulDiscovery,
     health::{AgentHealth, CallOutcome},
     http_transport::{HttpTransport, HttpTransportError},
     token::{BasicAuth, Token, TokenError},
