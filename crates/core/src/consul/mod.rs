@@ -13,13 +13,16 @@ mod authorize;
 mod backoff;
 mod cert_source;
 mod client;
+mod definition;
 mod discovery;
 mod health;
 mod http_transport;
 mod instances;
 mod json;
 mod leaf;
+mod own;
 mod roots;
+mod sidecar;
 mod task;
 mod token;
 mod watch;
@@ -29,8 +32,11 @@ pub use self::{
     authorize::ConsulAuthorizer,
     cert_source::ConsulCertSource,
     client::{AgentClient, CallClass, CallError, ClientSettings},
+    definition::{DefinitionError, Listen, LocalService, MAX_TIMEOUT, ProxyDefinition, Upstream},
     discovery::ConsulDiscovery,
     health::{AgentHealth, CallOutcome},
     http_transport::{HttpTransport, HttpTransportError},
+    own::{DefinitionProblem, DefinitionSource, OwnDefinition, OwnDefinitionState},
+    sidecar::{SidecarError, find_sidecar},
     token::{BasicAuth, Token, TokenError},
 };
