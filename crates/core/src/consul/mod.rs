@@ -21,6 +21,7 @@ mod instances;
 mod json;
 mod leaf;
 mod own;
+mod register;
 mod roots;
 mod sidecar;
 mod task;
@@ -37,6 +38,7 @@ pub use self::{
     health::{AgentHealth, CallOutcome},
     http_transport::{HttpTransport, HttpTransportError},
     own::{DefinitionProblem, DefinitionSource, OwnDefinition, OwnDefinitionState},
+    register::{Readiness, Registration, RegistrationSettings},
     sidecar::{SidecarError, find_sidecar},
     token::{BasicAuth, Token, TokenError},
 };
