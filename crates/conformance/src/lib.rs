@@ -15,8 +15,10 @@ pub mod der;
 pub mod handshake;
 pub mod keys;
 pub mod pair;
+pub mod records;
 pub mod report;
 pub mod rows;
+pub mod session;
 pub mod verifier;
 
 pub use report::{Report, seed};

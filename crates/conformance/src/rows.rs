@@ -464,12 +464,12 @@ pub fn rows() -> Vec<Row> {
         });
         "N78" "serial 0": Reject(R::BadSerial), Reject(R::BadSerial) => Chain(|m| leaf(m, &m.leaf().serial(&[0])));
         "N81" "wrong CertificateVerify": Reject(R::BadMessage), Reject(R::BadMessage) =>
-            Elsewhere("handshake::wrong_certificate_verify");
+            Elsewhere("handshake::run");
         "N83" "truncated certificate": Reject(R::Malformed), Reject(R::Malformed) => Chain(|m| {
             patched(leaf(m, &m.leaf()), |der| der.truncate(der.len() - 10))
         });
         "N84" "empty certificate list": Reject(R::NoCertificate), Reject(R::NoCertificate) =>
-            Elsewhere("handshake::no_certificate");
+            Elsewhere("handshake::run");
         "N85" "intermediate as the peer": Reject(R::CaAsLeaf), Reject(R::CaAsLeaf) => Chain(|m| {
             let ca = m.intermediate("Intermediate");
             Case::new(vec![ca.certificate], ca.key, &[&m.root])
@@ -478,7 +478,7 @@ pub fn rows() -> Vec<Row> {
             leaf(m, &m.leaf().valid(m.now + 5 * MINUTE, m.now + DAY))
         });
         "N89" "Certificate message of 450 KB": Reject(R::ChainTooLarge), Reject(R::ChainTooLarge) =>
-            Elsewhere("handshake::oversized_certificate_list");
+            Elsewhere("handshake::run");
         "N90a" "nine CAs of one name, no root": Reject(R::PathTooComplex), Reject(R::PathTooComplex) => Chain(|m| {
             same_named(m, "Nobody's CA")
         });
@@ -501,9 +501,9 @@ pub fn rows() -> Vec<Row> {
         "N94" "valid for 40 years": Accept, Accept => Chain(|m| {
             leaf(m, &m.leaf().valid(m.now - MINUTE, m.now + 40 * YEAR))
         });
-        "N95" "resumption": Reject(R::Resumed), Reject(R::Resumed) => Elsewhere("session::nothing_is_resumed");
+        "N95" "resumption": Reject(R::Resumed), Reject(R::Resumed) => Elsewhere("session::verdicts");
         "N96" "another certificate after the handshake": Reject(R::SecondCertificate), Reject(R::SecondCertificate) =>
-            Elsewhere("session::no_second_handshake");
+            Elsewhere("session::verdicts");
     };
     rows.extend(further_rows());
     rows

@@ -1,0 +1,176 @@
+//! Everything arrives in pieces.
+
+use lictor_core::{RejectReason, TlsBackend};
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+
+use super::{Scene, Stage};
+use crate::{
+    handshake::{accepted, kept_promises, nothing_left},
+    pair::{Ours, Peer, Version, talk, ways},
+    records::{self, Sealer},
+    report::Report,
+    verifier::Side,
+};
+
+/// Everything arrives in pieces: flights, records and messages cut anywhere.
+#[must_use]
+pub fn pieces(backend: &dyn TlsBackend, seed: u64) -> Report {
+    let mut report = Report::new(&format!("pieces, {}", backend.name()), seed);
+    let stage = Stage::new(backend, seed);
+    let mut random = StdRng::seed_from_u64(seed);
+    for (side, version, way) in ways() {
+        report.add("byte by byte", &way, in_pieces(&stage, side, version, None, |_| 1, &mut random));
+        report.add(
+            "in random pieces",
+            &way,
+            in_pieces(&stage, side, version, None, |r| r.random_range(1..400), &mut random),
+        );
+        for fragment in [32, 100] {
+            let what = format!("records of {fragment} bytes");
+            report.add(&what, &way, in_pieces(&stage, side, version, Some(fragment), |_| usize::MAX, &mut random));
+            let what = format!("records of {fragment} bytes, byte by byte");
+            report.add(&what, &way, in_pieces(&stage, side, version, Some(fragment), |_| 1, &mut random));
+        }
+        report.add("data behind the last flight", &way, data_behind_finished(&stage, side, version));
+        report.add("a megabyte each way", &way, bulk(&stage, side, version, &mut random));
+    }
+    for piece in [1, 3, 50] {
+        let what = format!("ClientHello in records of {piece}");
+        for version in Version::BOTH {
+            report.add(&what, &format!("in {}", version.name()), cut_hello(&stage, version, piece));
+        }
+    }
+    report.add("messages in fragments without end", "in", endless_fragments(&stage));
+    for side in Side::BOTH {
+        let way = format!("{} {}", side.name(), Version::Tls13.name());
+        report.add("KeyUpdate in fragments without end", &way, endless_key_update(&stage, side));
+    }
+    report
+}
+
+fn in_pieces(
+    stage: &Stage,
+    side: Side,
+    version: Version,
+    fragment: Option<usize>,
+    size: impl Fn(&mut StdRng) -> usize,
+    random: &mut StdRng,
+) -> Scene {
+    let mut settings = stage.settings(version);
+    settings.max_fragment = fragment;
+    let (mut ours, mut peer) = (stage.ours(side), Peer::new(&settings, side));
+    let mut greeted = false;
+    loop {
+        let theirs = peer.sent();
+        let mut rest = &theirs[..];
+        while !rest.is_empty() {
+            let (piece, behind) = rest.split_at(size(random).min(rest.len()));
+            ours.take(piece);
+            rest = behind;
+        }
+        let sent = ours.sent();
+        peer.take(&sent);
+        if theirs.is_empty() && sent.is_empty() {
+            if greeted {
+                break;
+            }
+            greeted = true;
+            peer.send(b"data of the peer");
+        }
+    }
+    accepted(&mut ours, &mut peer, &stage.case, version)
+}
+
+/// The peer's last flight and its data arrive as one: no byte is lost, and none is given out before the verdict.
+fn data_behind_finished(stage: &Stage, side: Side, version: Version) -> Scene {
+    let (mut ours, mut peer) = stage.pair(side, version);
+    let mut greeted = false;
+    loop {
+        let mut theirs = peer.sent();
+        if peer.is_done() && !greeted {
+            greeted = true;
+            peer.send(b"data of the peer");
+            theirs.extend(peer.sent());
+        }
+        ours.take(&theirs);
+        let sent = ours.sent();
+        peer.take(&sent);
+        if theirs.is_empty() && sent.is_empty() {
+            return accepted(&mut ours, &mut peer, &stage.case, version);
+        }
+    }
+}
+
+fn bulk(stage: &Stage, side: Side, version: Version, random: &mut StdRng) -> Scene {
+    let (mut ours, mut peer) = stage.joined(side, version)?;
+    peer.connection.set_buffer_limit(None);
+    let data: Vec<u8> = (0..1 << 20).map(|_| random.random()).collect();
+    let mut rest = &data[..];
+    while !rest.is_empty() {
+        let (piece, behind) = rest.split_at(random.random_range(1..100_000).min(rest.len()));
+        ours.send(piece);
+        peer.send(piece);
+        talk(&mut ours, &mut peer, random.random_range(1000..70_000));
+        rest = behind;
+    }
+    kept_promises(&ours)?;
+    if ours.received() != data || peer.received != data {
+        return Err(format!("{} and {} bytes arrived, or not the same", ours.received().len(), peer.received.len()));
+    }
+    Ok("whole".to_owned())
+}
+
+/// The first message in records of a few bytes each, which is legal, if odd (RFC 8446, section 5.1).
+fn cut_hello(stage: &Stage, version: Version, piece: usize) -> Scene {
+    let (mut ours, mut peer) = stage.pair(Side::Inbound, version);
+    let hello = peer.sent();
+    for fragment in hello[5..].chunks(piece) {
+        ours.take(&records::plain(records::HANDSHAKE, fragment));
+    }
+    let sent = ours.sent();
+    peer.take(&sent);
+    talk(&mut ours, &mut peer, usize::MAX);
+    peer.send(b"data of the peer");
+    talk(&mut ours, &mut peer, usize::MAX);
+    accepted(&mut ours, &mut peer, &stage.case, version)
+}
+
+/// The most that one who is not known yet may make a session take before it gives up.
+const PATIENCE: usize = 128 * 1024;
+
+/// A ClientHello of 65 535 bytes, one byte a record.
+fn endless_fragments(stage: &Stage) -> Scene {
+    let mut ours = stage.ours(Side::Inbound);
+    ours.take(&records::plain(records::HANDSHAKE, &[1, 0, 0xff, 0xff]));
+    let mut taken = 9;
+    while ours.failed.is_none() && taken <= PATIENCE {
+        ours.take(&records::plain(records::HANDSHAKE, &[3]));
+        taken += 6;
+    }
+    kept_promises(&ours)?;
+    nothing_left(&ours)?;
+    refused_as_bad(&ours, taken)
+}
+
+/// The same behind the handshake, where a record costs 23 bytes for each byte of the message.
+fn endless_key_update(stage: &Stage, side: Side) -> Scene {
+    let (mut ours, peer) = stage.joined(side, Version::Tls13)?;
+    let mut sealer = Sealer::take_over(peer.connection, Version::Tls13);
+    ours.take(&sealer.seal(records::HANDSHAKE, &[24, 0, 0xff, 0xff]));
+    let mut taken = 26;
+    while ours.failed.is_none() && taken <= PATIENCE {
+        ours.take(&sealer.seal(records::HANDSHAKE, &[0]));
+        taken += 23;
+    }
+    kept_promises(&ours)?;
+    refused_as_bad(&ours, taken)
+}
+
+fn refused_as_bad(ours: &Ours, taken: usize) -> Scene {
+    match &ours.failed {
+        Some(error) if error.reject_reason() == Some(RejectReason::BadMessage) => {
+            Ok(format!("{error}, after {taken} bytes"))
+        }
+        other => Err(format!("{other:?} after {taken} bytes")),
+    }
+}

@@ -1,0 +1,129 @@
+//! Versions, protocols, and what is no TLS at all.
+
+use lictor_core::{SessionError, TlsBackend, TlsPolicy};
+
+use super::{Scene, Stage};
+use crate::{
+    handshake::{accepted, kept_promises, nothing_left},
+    pair::{Ours, Peer, Version, our_context, talk},
+    records,
+    report::Report,
+    verifier::Side,
+};
+
+/// Versions, protocols, and what is no TLS at all.
+#[must_use]
+pub fn versions(backend: &dyn TlsBackend, seed: u64) -> Report {
+    let mut report = Report::new(&format!("versions, {}", backend.name()), seed);
+    let stage = Stage::new(backend, seed);
+    for side in Side::BOTH {
+        report.add("TLS 1.1 is refused with alert 70", side.name(), old_version(&stage, side, true));
+        report.add("TLS 1.2 is refused where it is off", side.name(), without_tls12(backend, &stage, side));
+    }
+    report.add("TLS 1.1 that names no signatures is refused", "in", old_version(&stage, Side::Inbound, false));
+    for version in Version::BOTH {
+        let way = format!("in {}", version.name());
+        report.add("ALPN offered is not taken up", &way, alpn_offered(&stage, version));
+    }
+    let claims: [(&str, &[u8]); 5] = [
+        ("HTTP", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"),
+        ("SSH", b"SSH-2.0-OpenSSH_9.6\r\n"),
+        ("zeros", &[0; 64]),
+        ("a record larger than any", &[22, 3, 1, 0xff, 0xff, 1, 2, 3]),
+        ("an alert to begin with", &[21, 3, 3, 0, 2, 2, 40]),
+    ];
+    for (what, bytes) in claims {
+        for side in Side::BOTH {
+            report.add(&format!("{what} instead of TLS"), side.name(), no_tls(&stage, side, bytes));
+        }
+    }
+    report
+}
+
+/// A hello of TLS 1.1, written by hand, and the alert that answers it. A client of that age need not name signature
+/// algorithms, and a library may take offence at that first: then handshake_failure is as good.
+fn old_version(stage: &Stage, side: Side, names_signatures: bool) -> Scene {
+    let mut ours = stage.ours(side);
+    let _hello = ours.sent();
+    let suites = [0xc0, 0x09, 0xc0, 0x13, 0x00, 0x2f];
+    let mut body = vec![3, 2];
+    body.extend([7; 32]);
+    body.push(0);
+    match side {
+        Side::Inbound => {
+            body.extend([0, 6]);
+            body.extend(suites);
+            body.extend([1, 0]);
+            // supported_groups and ec_point_formats (RFC 8422, section 5.1), signature_algorithms (RFC 5246, 7.4.1.4.1).
+            let mut extensions = vec![0, 10, 0, 4, 0, 2, 0, 23, 0, 11, 0, 2, 1, 0];
+            if names_signatures {
+                extensions.extend([0, 13, 0, 4, 0, 2, 4, 3]);
+            }
+            body.extend([0, u8::try_from(extensions.len()).unwrap_or_default()]);
+            body.extend(extensions);
+        }
+        Side::Outbound => body.extend([suites[0], suites[1], 0]),
+    }
+    let hello = if side == Side::Inbound { 1 } else { 2 };
+    let mut record = records::plain(records::HANDSHAKE, &records::message(hello, &body));
+    record[2] = 2;
+    ours.take(&record);
+    kept_promises(&ours)?;
+    nothing_left(&ours)?;
+    let sent = ours.sent();
+    match (&ours.failed, sent.get(..1), sent.get(3..)) {
+        (Some(error), Some(&[records::ALERT]), Some(&[0, 2, 2, alert]))
+            if alert == 70 || (alert == 40 && !names_signatures) =>
+        {
+            Ok(format!("{error}, alert {alert}"))
+        }
+        other => Err(format!("{other:?}")),
+    }
+}
+
+fn without_tls12(backend: &dyn TlsBackend, stage: &Stage, side: Side) -> Scene {
+    let policy = TlsPolicy { tls12: false, ..TlsPolicy::default() };
+    let context = our_context(backend, &stage.mesh, &policy);
+    let mut outcomes = Vec::new();
+    for version in Version::BOTH {
+        let mut ours = Ours::new(context.as_ref(), stage.judge(side), side);
+        let mut peer = Peer::new(&stage.settings(version), side);
+        talk(&mut ours, &mut peer, usize::MAX);
+        kept_promises(&ours)?;
+        outcomes.push((ours.established.is_some(), ours.failed.clone(), peer.alert));
+    }
+    match &outcomes[..] {
+        // As a client we offer 1.3 alone, so it is the peer that gives up, and we who are told.
+        [(false, Some(SessionError::NothingInCommon(_)), Some(70)), (true, None, None)]
+        | [(false, Some(SessionError::PeerAlert(_)), None), (true, None, None)] => {
+            Ok("1.3 passes, 1.2 does not".to_owned())
+        }
+        other => Err(format!("{other:?}")),
+    }
+}
+
+fn alpn_offered(stage: &Stage, version: Version) -> Scene {
+    let mut settings = stage.settings(version);
+    settings.alpn = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    let (mut ours, mut peer) = (stage.ours(Side::Inbound), Peer::new(&settings, Side::Inbound));
+    talk(&mut ours, &mut peer, usize::MAX);
+    if let Some(protocol) = peer.connection.alpn_protocol() {
+        return Err(format!("{protocol:?} was taken up"));
+    }
+    peer.send(b"data of the peer");
+    talk(&mut ours, &mut peer, usize::MAX);
+    accepted(&mut ours, &mut peer, &stage.case, version)
+}
+
+/// Something else than TLS is refused before the size of a record has come, let alone waited for without end.
+fn no_tls(stage: &Stage, side: Side, bytes: &[u8]) -> Scene {
+    let mut ours = stage.ours(side);
+    ours.take(bytes);
+    kept_promises(&ours)?;
+    nothing_left(&ours)?;
+    match &ours.failed {
+        Some(SessionError::Internal(why)) => Err(format!("blamed on ourselves: {why}")),
+        Some(error) => Ok(format!("{error}")),
+        None => Err(format!("{} bytes wait for more", ours.waiting())),
+    }
+}
