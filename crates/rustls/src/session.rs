@@ -374,7 +374,12 @@ impl<C: Connection> Records<C> {
         if left > 0 && self.phase == Phase::First {
             self.phase = Phase::Handshake;
         }
-        if !self.held.is_empty() && left > 0 {
+        if !self.held.is_empty() {
+            if record.is_none() {
+                // rustls has seen all of it. Seen again it is not always free: records of refused early data are
+                // decrypted anew in each call, and count each time against what may be skipped.
+                return Ok(false);
+            }
             self.hold(wire, left)?;
             left = 0;
         }
@@ -560,7 +565,69 @@ fn group_name(group: NamedGroup) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use std::{sync::Arc, time::Duration};
+
+    use lictor_core::{ExpectedPeer, PeerPolicy, Roots, SpiffeId, identity::Grammar};
+    use rcgen::{CertifiedKey, generate_simple_self_signed};
+    use rustls::{ClientConfig, RootCertStore, ServerConfig, ServerConnection, crypto::aws_lc_rs};
+    use rustls_pki_types::{PrivatePkcs8KeyDer, ServerName, UnixTime};
+
     use super::*;
+
+    /// What no context of ours can lead to: a client that verifies by name, so core is never asked, and resumes.
+    #[test]
+    fn a_handshake_without_a_verdict_of_its_own_or_resumed_is_no_session() {
+        let CertifiedKey { cert, signing_key } = generate_simple_self_signed(["web.example".to_owned()]).unwrap();
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let mut roots = RootCertStore::empty();
+        roots.add(cert.der().clone()).unwrap();
+        let client = ClientConfig::builder_with_provider(provider.clone())
+            .with_protocol_versions(&[&rustls::version::TLS12])
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let server = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS12])
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![cert.der().clone()], PrivatePkcs8KeyDer::from(signing_key.serialize_der()).into())
+            .unwrap();
+        let (client, server) = (Arc::new(client), Arc::new(server));
+
+        let SpiffeId::Service(web) =
+            SpiffeId::parse(b"spiffe://td/ns/default/dc/dc1/svc/web", Grammar::default()).unwrap()
+        else {
+            unreachable!()
+        };
+        let judge = Judge {
+            expected: ExpectedPeer::Server(Arc::new(web)),
+            roots: Arc::new(Roots::from_pem(1, "td", [cert.pem().as_str()]).unwrap()),
+            policy: Arc::new(PeerPolicy::default()),
+            now: UnixTime::since_unix_epoch(Duration::from_secs(1)),
+        };
+        for reason in [RejectReason::Unjudged, RejectReason::Resumed] {
+            let name = ServerName::try_from("web.example").unwrap();
+            let mut session = Mesh::new(UnbufferedClientConnection::new(client.clone(), name).unwrap());
+            let mut server = ServerConnection::new(server.clone()).unwrap();
+            let (mut wire, mut out) = (Buf::default(), Buf::default());
+            let error = loop {
+                match session.handshake(&judge, &mut wire, &mut out) {
+                    Ok(HandshakeStep::NeedInput) => {}
+                    Ok(HandshakeStep::Done(_)) => panic!("a session without a verdict"),
+                    Err(error) => break error,
+                }
+                server.read_tls(&mut &out.take()[..]).unwrap();
+                server.process_new_packets().unwrap();
+                let mut sent = Vec::new();
+                while server.wants_write() {
+                    server.write_tls(&mut sent).unwrap();
+                }
+                wire.append(&sent);
+            };
+            assert_eq!(error, SessionError::Rejected(reason));
+            assert_eq!(session.seal(b"x", &mut out), Err(error), "for good");
+        }
+    }
 
     #[test]
     fn a_record_is_whole_or_it_is_none() {
