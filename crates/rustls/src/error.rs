@@ -39,14 +39,14 @@ pub(crate) fn session_error(error: &Error) -> SessionError {
         Error::NoCertificatesPresented => SessionError::Rejected(RejectReason::NoCertificate),
         Error::AlertReceived(alert) => SessionError::PeerAlert(u8::from(*alert)),
         Error::PeerIncompatible(_) | Error::NoApplicationProtocol => SessionError::NothingInCommon(error.to_string()),
+        // What a TLS 1.2 client that takes no signature of our key is called, alone among such failures.
+        Error::General(why) if why == "incompatible signing key" => SessionError::NothingInCommon(why.clone()),
         Error::DecryptError => SessionError::BadRecord,
         Error::InappropriateMessage { .. }
         | Error::InappropriateHandshakeMessage { .. }
         | Error::InvalidMessage(_)
         | Error::PeerMisbehaved(_)
-        | Error::PeerSentOversizedRecord
-        | Error::UnsupportedNameType
-        | Error::InvalidCertRevocationList(_) => SessionError::Protocol(error.to_string()),
+        | Error::PeerSentOversizedRecord => SessionError::Protocol(error.to_string()),
         _ => SessionError::Internal(error.to_string()),
     }
 }

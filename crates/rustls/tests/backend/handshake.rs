@@ -1,6 +1,7 @@
 //! Handshakes with the mesh: who gets through, what is agreed, and what the other side is told.
 
 use std::{
+    io::Write as _,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex},
 };
@@ -17,7 +18,8 @@ use rustls_pki_types::CertificateDer;
 
 use crate::{
     peers::{
-        BYTE_BY_BYTE, End, Forger, Ours, Plain, TLS12, TLS13, VERSIONS, WHOLE, client_config, pump, server_config,
+        Anybody, BYTE_BY_BYTE, End, Forger, Ours, Plain, TLS12, TLS13, VERSIONS, WHOLE, client_config,
+        client_config_of, pump, server_config, server_config_of,
     },
     pki::{Ca, TRUST_DOMAIN, uri},
 };
@@ -174,6 +176,20 @@ fn a_peer_that_cannot_sign_for_its_chain_is_refused() {
 }
 
 #[test]
+fn a_client_that_takes_no_signature_of_our_key_has_nothing_in_common_with_us() {
+    let ca = Ca::new();
+    let (web, db) = (ca.leaf("web"), ca.leaf("db"));
+    for version in VERSIONS {
+        let mut config = client_config(version, Some(&db));
+        let anybody = Anybody { schemes: vec![SignatureScheme::ECDSA_NISTP384_SHA384] };
+        config.dangerous().set_certificate_verifier(Arc::new(anybody));
+        let (mut client, mut server) = (Plain::client_of(&Arc::new(config)), Ours::server(&web, &ca));
+        pump(&mut client, &mut server, WHOLE);
+        assert!(matches!(server.error, Some(SessionError::NothingInCommon(_))), "{:?}", server.error);
+    }
+}
+
+#[test]
 fn no_ca_names_are_sent_to_clients() {
     let ca = Ca::new();
     let (web, db) = (ca.leaf("web"), ca.leaf("db"));
@@ -261,6 +277,52 @@ fn nothing_is_resumed_in_either_role() {
             assert!(client.done && client.error.is_none());
             assert_eq!(server.connection.handshake_kind(), Some(HandshakeKind::Full));
         }
+    }
+}
+
+#[test]
+fn early_data_of_a_client_with_a_ticket_from_elsewhere_is_skipped() {
+    let ca = Ca::new();
+    let (web, db) = (ca.leaf("web"), ca.leaf("db"));
+    let mut elsewhere = server_config(TLS13, &web);
+    elsewhere.max_early_data_size = 1_000;
+    let mut config = client_config(TLS13, Some(&db));
+    config.enable_early_data = true;
+    let config = Arc::new(config);
+    pump(&mut Plain::client_of(&config), &mut Plain::server_of(&Arc::new(elsewhere)), WHOLE);
+
+    for cuts in [WHOLE, BYTE_BY_BYTE] {
+        let mut client = Plain::client_of(&config);
+        let rustls::Connection::Client(connection) = &mut client.connection else { unreachable!() };
+        connection.early_data().expect("the ticket allows it").write_all(b"too early").unwrap();
+        let mut server = Ours::server(&web, &ca);
+        pump(&mut client, &mut server, cuts);
+        assert_eq!((&server.error, &client.error, server.done), (&None, &None, true));
+        assert_eq!(client.connection.handshake_kind(), Some(HandshakeKind::Full));
+        client.write(b"in time");
+        pump(&mut client, &mut server, cuts);
+        assert_eq!(server.plain.data(), b"in time");
+    }
+}
+
+#[test]
+fn a_handshake_with_a_retry_of_the_hello_is_a_full_one() {
+    use rustls::crypto::aws_lc_rs::kx_group;
+    let ca = Ca::new();
+    let (web, db) = (ca.leaf("web"), ca.leaf("db"));
+    for cuts in [WHOLE, BYTE_BY_BYTE] {
+        let groups = vec![kx_group::MLKEM1024, kx_group::SECP384R1];
+        let mut client = Plain::client_of(&Arc::new(client_config_of(groups, &db)));
+        let mut server = Ours::server(&web, &ca);
+        pump(&mut client, &mut server, cuts);
+        assert_eq!(client.connection.handshake_kind(), Some(HandshakeKind::FullWithHelloRetryRequest));
+        assert_eq!(server.established.unwrap().facts.group, "secp384r1");
+
+        let mut client = Ours::client(&db, &ca);
+        let mut server = Plain::server_of(&Arc::new(server_config_of(vec![kx_group::SECP384R1], &web)));
+        pump(&mut client, &mut server, cuts);
+        assert_eq!(server.connection.handshake_kind(), Some(HandshakeKind::FullWithHelloRetryRequest));
+        assert_eq!(client.established.unwrap().facts.group, "secp384r1");
     }
 }
 

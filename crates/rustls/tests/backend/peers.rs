@@ -10,7 +10,7 @@ use rustls::{
     ClientConfig, Connection, ConnectionTrafficSecrets, DigitallySignedStruct, DistinguishedName, Error, ServerConfig,
     SignatureScheme, SupportedProtocolVersion,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    crypto::{aws_lc_rs as provider, verify_tls12_signature, verify_tls13_signature},
+    crypto::{CryptoProvider, SupportedKxGroup, aws_lc_rs as provider, verify_tls12_signature, verify_tls13_signature},
     server::danger::{ClientCertVerified, ClientCertVerifier},
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
@@ -234,12 +234,29 @@ impl End for Plain {
     }
 }
 
+/// A client that offers `groups` over TLS 1.3.
+pub(crate) fn client_config_of(groups: Vec<&'static dyn SupportedKxGroup>, own: &Own) -> ClientConfig {
+    client_config_with(provider_of(groups), TLS13, Some(own))
+}
+
 pub(crate) fn client_config(version: &'static SupportedProtocolVersion, own: Option<&Own>) -> ClientConfig {
-    let builder = ClientConfig::builder_with_provider(Arc::new(provider::default_provider()))
+    client_config_with(provider::default_provider(), version, own)
+}
+
+fn provider_of(groups: Vec<&'static dyn SupportedKxGroup>) -> CryptoProvider {
+    CryptoProvider { kx_groups: groups, ..provider::default_provider() }
+}
+
+fn client_config_with(
+    provider: CryptoProvider,
+    version: &'static SupportedProtocolVersion,
+    own: Option<&Own>,
+) -> ClientConfig {
+    let builder = ClientConfig::builder_with_provider(Arc::new(provider))
         .with_protocol_versions(&[version])
         .unwrap()
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anybody));
+        .with_custom_certificate_verifier(Anybody::new());
     let mut config = match own {
         Some(own) => builder.with_client_auth_cert(own.chain.clone(), own.key_der()).unwrap(),
         None => builder.with_no_client_auth(),
@@ -248,11 +265,20 @@ pub(crate) fn client_config(version: &'static SupportedProtocolVersion, own: Opt
     config
 }
 
+/// A server that knows `groups` over TLS 1.3.
+pub(crate) fn server_config_of(groups: Vec<&'static dyn SupportedKxGroup>, own: &Own) -> ServerConfig {
+    server_config_with(provider_of(groups), TLS13, own)
+}
+
 pub(crate) fn server_config(version: &'static SupportedProtocolVersion, own: &Own) -> ServerConfig {
-    let mut config = ServerConfig::builder_with_provider(Arc::new(provider::default_provider()))
+    server_config_with(provider::default_provider(), version, own)
+}
+
+fn server_config_with(provider: CryptoProvider, version: &'static SupportedProtocolVersion, own: &Own) -> ServerConfig {
+    let mut config = ServerConfig::builder_with_provider(Arc::new(provider))
         .with_protocol_versions(&[version])
         .unwrap()
-        .with_client_cert_verifier(Arc::new(Anybody))
+        .with_client_cert_verifier(Anybody::new())
         .with_single_cert(own.chain.clone(), own.key_der())
         .unwrap();
     config.enable_secret_extraction = true;
@@ -261,7 +287,15 @@ pub(crate) fn server_config(version: &'static SupportedProtocolVersion, own: &Ow
 
 /// Trusts everybody.
 #[derive(Debug)]
-struct Anybody;
+pub(crate) struct Anybody {
+    pub(crate) schemes: Vec<SignatureScheme>,
+}
+
+impl Anybody {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { schemes: provider::default_provider().signature_verification_algorithms.supported_schemes() })
+    }
+}
 
 impl ServerCertVerifier for Anybody {
     fn verify_server_cert(
@@ -296,7 +330,7 @@ impl ServerCertVerifier for Anybody {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider::default_provider().signature_verification_algorithms.supported_schemes()
+        self.schemes.clone()
     }
 }
 
