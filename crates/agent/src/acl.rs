@@ -79,6 +79,12 @@ pub struct Token {
     pub node_read: bool,
     /// `agent_prefix "" { policy = "read" }`
     pub agent_read: bool,
+    /// Destinations whose intentions it may change; `*` for all.
+    pub intentions_write: Vec<String>,
+    /// `operator = "write"`
+    pub operator_write: bool,
+    /// `acl = "write"`
+    pub acl_write: bool,
 }
 
 impl fmt::Debug for Token {
@@ -180,7 +186,7 @@ impl Caller<'_> {
     pub(crate) fn may(&self, right: Right<'_>) -> bool {
         match self {
             Self::Unchecked => true,
-            Self::Anonymous(default) => default.allows(),
+            Self::Anonymous(default) => default.allows() && !matches!(right, Right::AclWrite),
             Self::Known(token, default) => {
                 if token.management {
                     return true;
@@ -190,16 +196,19 @@ impl Caller<'_> {
                     None => default.allows(),
                 };
                 match right {
-                    // A service rule brings intention:read with it; intention:write needs a rule of its own,
-                    // which these tokens cannot hold.
+                    // A service rule brings intention:read with it; intention:write needs a rule of its own.
                     Right::ServiceRead(name) | Right::IntentionRead(name) => {
                         by_default(token.service_access(name), Access::Read)
                     }
                     Right::ServiceWrite(name) => by_default(token.service_access(name), Access::Write),
                     Right::NodeRead(_) => token.node_read || default.allows(),
                     Right::AgentRead(_) => token.agent_read || default.allows(),
-                    Right::IntentionWrite(_) | Right::OperatorWrite => default.allows(),
-                    Right::AclWrite => false,
+                    Right::IntentionWrite(name) => {
+                        token.intentions_write.iter().any(|n| n == "*" || n == name) || default.allows()
+                    }
+                    Right::OperatorWrite => token.operator_write || default.allows(),
+                    // No default gives this one.
+                    Right::AclWrite => token.acl_write,
                 }
             }
         }

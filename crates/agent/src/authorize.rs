@@ -8,6 +8,7 @@ use crate::answer::Answer;
 use crate::dialect::Dialect;
 use crate::intentions;
 use crate::request::{Request, known_keys};
+use crate::servers;
 use crate::store::Shared;
 
 /// What a SPIFFE URI of Consul names.
@@ -47,7 +48,11 @@ pub(crate) fn post(shared: &Shared, req: &Request) -> Result<Answer, Answer> {
     let Identity::Service { partition, namespace, service } = identity else {
         return Err(bad("ClientCertURI not a valid Service identifier"));
     };
-    shared.update(|state| {
+    shared.quietly(|state| {
+        let warm = (target.to_lowercase(), req.token.clone());
+        if state.servers_lost.is_some() && !state.authorize_warm.contains(&warm) {
+            return Err(servers::cold_authorize(dialect));
+        }
         let caller = resolve(state.acl.as_ref(), req.token.as_deref()).ok_or_else(|| {
             Answer::forbidden(match dialect {
                 Dialect::Today => "Could not resolve token to authorizer: ACL not found",
@@ -64,9 +69,10 @@ pub(crate) fn post(shared: &Shared, req: &Request) -> Result<Answer, Answer> {
             (None, Some(policy)) if dialect.is_today() => (policy.allows(), "Default intention policy".to_owned()),
             _ => (state.acl_default().allows(), dialect.default_reason(state.acl.is_some()).to_owned()),
         };
-        let cold = state.authorize_warm.insert((target.to_lowercase(), req.token.clone()));
+        let age = servers::age(state);
+        let cold = state.authorize_warm.insert(warm);
         let answer = Answer::json(dialect, &json!({ "Authorized": authorized, "Reason": reason }));
-        Ok(if cold { answer.with("X-Cache", "MISS") } else { answer.with("X-Cache", "HIT").with("Age", 0) })
+        Ok(if cold { answer.with("X-Cache", "MISS") } else { answer.with("X-Cache", "HIT").with("Age", age) })
     })
 }
 

@@ -31,7 +31,8 @@ const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'=')
     .remove(b'@');
 
-const ROOT_TTL: Duration = Duration::from_secs(87600 * 3600);
+/// Ten years, as Consul has it. No leaf may live longer.
+pub(crate) const ROOT_TTL: Duration = Duration::from_secs(87600 * 3600);
 /// A cross certificate lives for seven days and is dated one minute back.
 const CROSS_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
 const BACKDATE: Duration = Duration::from_secs(60);
@@ -173,6 +174,7 @@ impl Ca {
         let root = self.active().ok_or(CaError::NoRoot)?;
         let (not_before, not_after) = match validity {
             Validity::Fresh(ttl) => {
+                let ttl = ttl.min(ROOT_TTL);
                 let not_before = now() - BACKDATE;
                 if ttl < Duration::from_secs(3600) { (not_before, now() + ttl) } else { (not_before, not_before + ttl) }
             }

@@ -10,7 +10,8 @@
 //! | `rotate-root` | `{"cross_sign": true}` |
 //! | `prune-roots` | |
 //! | `leaf-ttl` | `{"seconds": 30}` |
-//! | `renew-leaf`, `touch-leaf` | `{"service": "web"}` |
+//! | `renew-leaf` | `{"service": "web", "keep_index": false}` |
+//! | `touch-leaf` | `{"service": "web"}` |
 //! | `touch-roots`, `change-hashes` | |
 //! | `issue` | `{"service": "web", "seconds": 60}`; answers `chain_pem`, `key_pem`, `uri` |
 //! | `allow`, `deny`, `forget` | `{"source": "web", "destination": "db"}` |
@@ -30,6 +31,7 @@
 //! | `leaf-fault` | `{"service": "web", "fault": "expired"}`, `null` for none, see [`LeafFault`](crate::LeafFault) |
 //! | `roots-fault` | `{"fault": "empty"}`, `null` for none, see [`RootsFault`](crate::RootsFault) |
 //! | `connection-limit` | `{"limit": 10}` |
+//! | `lose-servers`, `find-servers` | |
 //! | `freeze`, `thaw` | |
 //! | `stop`, `start`, `restart-wiped`, `drop-connections` | |
 //! | `reset-stats` | |
@@ -74,6 +76,8 @@ enum Order {
     },
     RenewLeaf {
         service: String,
+        #[serde(default)]
+        keep_index: bool,
     },
     TouchLeaf {
         service: String,
@@ -155,6 +159,8 @@ enum Order {
     ConnectionLimit {
         limit: usize,
     },
+    LoseServers {},
+    FindServers {},
     Freeze {},
     Thaw {},
     Stop {},
@@ -239,7 +245,8 @@ async fn obey(handle: &Handle, order: Order) -> Result<Value, HandleError> {
         Order::RotateRoot { cross_sign: false } => handle.rotate_root_without_cross_signing()?,
         Order::PruneRoots {} => handle.prune_roots(),
         Order::LeafTtl { seconds } => handle.set_leaf_ttl(span(seconds)?)?,
-        Order::RenewLeaf { service } => handle.renew_leaf(&service)?,
+        Order::RenewLeaf { service, keep_index: false } => handle.renew_leaf(&service)?,
+        Order::RenewLeaf { service, keep_index: true } => handle.renew_leaf_under_old_index(&service)?,
         Order::TouchLeaf { service } => handle.touch_leaf(&service),
         Order::TouchRoots {} => handle.touch_roots(),
         Order::ChangeHashes {} => handle.change_hashes(),
@@ -283,6 +290,8 @@ async fn obey(handle: &Handle, order: Order) -> Result<Value, HandleError> {
         Order::LeafFault { service, fault } => handle.set_leaf_fault(&service, fault)?,
         Order::RootsFault { fault } => handle.set_roots_fault(fault)?,
         Order::ConnectionLimit { limit } => handle.set_connection_limit(limit),
+        Order::LoseServers {} => handle.lose_servers(),
+        Order::FindServers {} => handle.find_servers(),
         Order::Freeze {} => handle.freeze(),
         Order::Thaw {} => handle.thaw(),
         Order::Stop {} => handle.stop_listening().await,

@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 
 use crate::acl::{Acl, Policy, Token};
 use crate::answer::Answer;
-use crate::ca::{CaError, Validity};
+use crate::ca::{CaError, ROOT_TTL, Validity};
 use crate::catalog::{self, Node};
 use crate::checks::{self, Check, Kind, Status};
 use crate::intentions::{self, IntentionRule};
@@ -25,6 +25,7 @@ use crate::query;
 use crate::register;
 use crate::roots::{self, RootsFault};
 use crate::server;
+use crate::servers;
 use crate::stats::{Endpoint, Stats};
 use crate::store::{Shared, State};
 
@@ -169,11 +170,19 @@ impl Handle {
 
     /// A new root becomes active, signed by the old one as well; leaves follow (after the jitter, where one is
     /// set).
+    ///
+    /// # Errors
+    ///
+    /// When no key or certificate can be made.
     pub fn rotate_root(&self) -> Result<(), HandleError> {
         self.rotate(true)
     }
 
     /// The same without a cross certificate, as `ForceWithoutCrossSigning` does it.
+    ///
+    /// # Errors
+    ///
+    /// When no key or certificate can be made.
     pub fn rotate_root_without_cross_signing(&self) -> Result<(), HandleError> {
         self.rotate(false)
     }
@@ -197,29 +206,57 @@ impl Handle {
     }
 
     /// Sets the lifetime of leaves and issues all of them anew. Seconds are allowed, which Consul does not.
+    ///
+    /// # Errors
+    ///
+    /// When no key or certificate can be made.
     pub fn set_leaf_ttl(&self, ttl: Duration) -> Result<(), HandleError> {
         let shared = Arc::clone(self.shared());
         self.update(|state| {
-            state.leaf_ttl = ttl;
+            state.leaf_ttl = ttl.min(ROOT_TTL);
             leaf::reissue_all(&shared, state)
         })?;
         Ok(())
     }
 
     /// Issues the leaf of a service anew; callers that are blocked on it see it at once.
+    ///
+    /// # Errors
+    ///
+    /// When no key or certificate can be made.
     pub fn renew_leaf(&self, service: &str) -> Result<(), HandleError> {
         let shared = Arc::clone(self.shared());
         self.update(|state| leaf::reissue(&shared, state, service))?;
         Ok(())
     }
 
+    /// Issues the leaf of a service anew under the index of the old one, so that no blocked caller wakes: the fault
+    /// of agents before 1.4.1.
+    ///
+    /// # Errors
+    ///
+    /// When no key or certificate can be made.
+    pub fn renew_leaf_under_old_index(&self, service: &str) -> Result<(), HandleError> {
+        let shared = Arc::clone(self.shared());
+        self.update(|state| leaf::reissue_under_old_index(&shared, state, service))?;
+        Ok(())
+    }
+
     /// Has the CA sign a certificate for any service, beside the cache that callers see.
+    ///
+    /// # Errors
+    ///
+    /// When no key or certificate can be made.
     pub fn issue(&self, service: &str) -> Result<Issued, HandleError> {
         self.issue_with(service, None)
     }
 
     /// The same, for another datacenter or with an own lifetime; a lifetime of zero gives one that ended an hour
     /// ago.
+    ///
+    /// # Errors
+    ///
+    /// When no key or certificate can be made.
     pub fn issue_with(&self, service: &str, ttl: Option<Duration>) -> Result<Issued, HandleError> {
         let shared = self.shared();
         let key = shared.keys.p256().map_err(|e| HandleError::Ca(e.to_string()))?;
@@ -294,6 +331,10 @@ impl Handle {
     // ---- services -----------------------------------------------------------------------------------------
 
     /// Registers as `PUT /v1/agent/service/register` does, without a token.
+    ///
+    /// # Errors
+    ///
+    /// When the definition is refused, with the text that a client would read.
     pub fn register(&self, registration: Value) -> Result<(), HandleError> {
         let map = object(registration)?;
         let shared = Arc::clone(self.shared());
@@ -308,6 +349,10 @@ impl Handle {
     }
 
     /// Adds or replaces an instance on another node.
+    ///
+    /// # Errors
+    ///
+    /// When the definition is refused, with the text that a client would read.
     pub fn add_instance(&self, instance: Instance) -> Result<(), HandleError> {
         let shared = self.shared();
         let known = shared.options.datacenter == instance.datacenter
@@ -367,6 +412,10 @@ impl Handle {
     }
 
     /// Creates a prepared query as `POST /v1/query` does.
+    ///
+    /// # Errors
+    ///
+    /// When the definition is refused, with the text that a client would read.
     pub fn create_query(&self, definition: Value) -> Result<(), HandleError> {
         let query = query::read(&object(definition)?)?;
         self.update(|state| query::put(state, query));
@@ -406,6 +455,10 @@ impl Handle {
     }
 
     /// Clears all faults, those of leaves and roots among them.
+    ///
+    /// # Errors
+    ///
+    /// When no key or certificate can be made.
     pub fn behave(&self) -> Result<(), HandleError> {
         let shared = Arc::clone(self.shared());
         self.update(|state| {
@@ -425,15 +478,15 @@ impl Handle {
     /// Ends all calls that are blocked at the endpoint right now with this error.
     pub fn refuse_blocked(&self, endpoint: Endpoint, status: u16, body: &str) {
         let answer = misbehave::error(status, body);
-        self.update(|state| {
-            let slot = state.refusals.entry(endpoint).or_insert_with(|| (0, answer.clone()));
-            slot.0 += 1;
-            slot.1 = answer;
-        });
+        self.update(|state| servers::refuse_blocked(state, endpoint, answer));
     }
 
     /// Spoils the leaf of a service, or makes it good again. A fault other than [`LeafFault::Stale`] is seen at
     /// once, as a new leaf.
+    ///
+    /// # Errors
+    ///
+    /// When no key or certificate can be made.
     pub fn set_leaf_fault(&self, service: &str, fault: Option<LeafFault>) -> Result<(), HandleError> {
         let shared = Arc::clone(self.shared());
         self.update(|state| {
@@ -452,6 +505,10 @@ impl Handle {
     }
 
     /// Spoils the list of roots, or makes it good again; it has a new index either way.
+    ///
+    /// # Errors
+    ///
+    /// When no key or certificate can be made.
     pub fn set_roots_fault(&self, fault: Option<RootsFault>) -> Result<(), HandleError> {
         let shared = Arc::clone(self.shared());
         self.update(|state| {
@@ -487,6 +544,17 @@ impl Handle {
         self.update(|state| state.max_connections_per_client = limit);
     }
 
+    /// Plays a client agent whose servers are gone: it answers what it can from its cache.
+    pub fn lose_servers(&self) {
+        let dialect = self.shared().options.dialect;
+        self.update(|state| servers::lose(dialect, state));
+    }
+
+    /// The servers are there again.
+    pub fn find_servers(&self) {
+        self.update(|state| state.servers_lost = None);
+    }
+
     /// Accepts and reads, and answers nothing until [`thaw`](Self::thaw): an agent under SIGSTOP.
     pub fn freeze(&self) {
         self.shared().frozen.send_replace(true);
@@ -513,6 +581,10 @@ impl Handle {
     }
 
     /// Listens again on the same port, with the state as it is.
+    ///
+    /// # Errors
+    ///
+    /// When the port cannot be bound again.
     pub async fn start_listening(&self) -> Result<(), HandleError> {
         if self.inner.server.lock().await.is_some() {
             return Ok(());
@@ -523,6 +595,10 @@ impl Handle {
 
     /// Listens again on the same port with nothing left: a new CA, a new trust domain unless one was fixed, no
     /// services, indexes from the start.
+    ///
+    /// # Errors
+    ///
+    /// When the port cannot be bound again or no root can be made.
     pub async fn restart_wiped(&self) -> Result<(), HandleError> {
         self.stop_listening().await;
         self.shared().wipe()?;
@@ -530,6 +606,10 @@ impl Handle {
     }
 
     /// Closes every connection and goes on listening.
+    ///
+    /// # Errors
+    ///
+    /// When the port cannot be bound again.
     pub async fn drop_connections(&self) -> Result<(), HandleError> {
         self.stop_listening().await;
         self.start_listening().await

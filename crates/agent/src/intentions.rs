@@ -10,6 +10,7 @@ use crate::acl::{Policy, Right, resolve};
 use crate::answer::Answer;
 use crate::dialect::Dialect;
 use crate::request::{Request, known_keys};
+use crate::servers;
 use crate::stats::Endpoint;
 use crate::store::{Shared, State, Waited};
 
@@ -442,7 +443,13 @@ async fn blocking(
     }
     let (index, body) =
         shared.read(|state| render(state).map(|body| (state.intentions_index, body))).map_err(refused)?;
-    Ok(Answer::json(shared.options.dialect, &body)
+    let mut answer = Answer::json(shared.options.dialect, &body);
+    if blocking.cached {
+        let question = (req.path.to_lowercase(), req.token.clone());
+        let (cold, age) = shared.quietly(|s| (s.health_warm.insert(question), servers::age(s)));
+        answer = if cold { answer.with("X-Cache", "MISS") } else { answer.with("X-Cache", "HIT").with("Age", age) };
+    }
+    Ok(answer
         .with("X-Consul-Effective-Consistency", "leader")
         .with("X-Consul-Index", index.max(1))
         .with("X-Consul-Knownleader", true)

@@ -14,6 +14,7 @@ use crate::ca::{CaError, Validity, rfc3339};
 use crate::dialect::Dialect;
 use crate::keys::sec1_pem;
 use crate::request::Request;
+use crate::servers;
 use crate::stats::Endpoint;
 use crate::store::{Shared, State, Waited};
 
@@ -93,7 +94,11 @@ pub(crate) async fn get(shared: &Shared, req: &Request, service: &str) -> Result
     req.check_enterprise(dialect)?;
     let blocking = req.blocking()?;
     let key = LeafKey { service: service.to_owned(), token: if dialect.is_today() { None } else { req.token.clone() } };
-    let (first, hit) = shared.update(|state| first_look(shared, state, req, &key))?;
+    let (first, hit) = shared.quietly(|state| first_look(shared, state, req, &key))?;
+    if !hit {
+        // It may be fresh, and others may wait for it.
+        shared.wake();
+    }
     if blocking.index == 0 || first.index > blocking.index {
         return Ok(render(shared, service, &first, hit));
     }
@@ -128,6 +133,10 @@ pub(crate) fn refresh_due(shared: &Shared, state: &mut State) -> Option<Instant>
     let mut next: Option<Instant> = None;
     let keys: Vec<LeafKey> = state.leaves.slots.keys().cloned().collect();
     let active = state.ca.active().map(|r| r.id.clone());
+    if state.servers_lost.is_some() {
+        // Nobody can sign; whoever is blocked keeps waiting and gets the old leaf.
+        return None;
+    }
     for key in keys {
         let stale_on_purpose = state.leaves.faults.get(&key.service) == Some(&LeafFault::Stale);
         let Some(slot) = state.leaves.slots.get(&key) else {
@@ -190,6 +199,25 @@ pub(crate) async fn keep(shared: Arc<Shared>) {
             gone = changed.changed() => if gone.is_err() { return },
         }
     }
+}
+
+/// A new leaf under the index of the old one, as agents before 1.4.1 gave it.
+pub(crate) fn reissue_under_old_index(shared: &Shared, state: &mut State, service: &str) -> Result<(), CaError> {
+    let before: HashMap<LeafKey, u64> = state
+        .leaves
+        .slots
+        .iter()
+        .filter_map(|(key, slot)| slot.leaf.as_ref().map(|leaf| (key.clone(), leaf.index)))
+        .collect();
+    reissue(shared, state, service)?;
+    for (key, slot) in &mut state.leaves.slots {
+        if let (Some(index), Some(leaf)) = (before.get(key), &mut slot.leaf) {
+            let mut again = Leaf::clone(leaf);
+            again.index = *index;
+            *leaf = Arc::new(again);
+        }
+    }
+    Ok(())
 }
 
 /// The same leaf under a new index.
@@ -290,6 +318,10 @@ fn first_look(shared: &Shared, state: &mut State, req: &Request, key: &LeafKey) 
         );
         return Err(Answer::text(500, format!("SPIFFE ID is not in the expected format: {uri}")));
     }
+    let lost = state.servers_lost.is_some();
+    if cold && lost {
+        return Err(servers::cold_leaf());
+    }
     if cold {
         may_sign(shared, state, req.token.as_deref(), &key.service).map_err(Answer::forbidden)?;
         let leaf = issue(shared, state, key).map_err(|e| Answer::text(500, e.to_string()))?;
@@ -304,6 +336,7 @@ fn first_look(shared: &Shared, state: &mut State, req: &Request, key: &LeafKey) 
     let of_old_root = slot.leaf.as_ref().is_some_and(|leaf| Some(&leaf.root_id) != active.as_ref());
     let over_age = slot.leaf.as_ref().is_some_and(|leaf| leaf.renew_at <= now);
     if !stale_on_purpose
+        && !lost
         && (over_age || of_old_root && !waits_for_jitter)
         && may_sign(shared, state, req.token.as_deref(), &key.service).is_ok()
     {
@@ -337,7 +370,10 @@ fn issue(shared: &Shared, state: &mut State, key: &LeafKey) -> Result<Arc<Leaf>,
         _ => pair,
     };
     let now = Instant::now();
-    let life = state.leaf_ttl.mul_f64(rand::rng().random_range(shared.options.leaf_renewal.clone()));
+    let (from, to) = (*shared.options.leaf_renewal.start(), *shared.options.leaf_renewal.end());
+    let part = from + (to - from) * rand::rng().random::<f64>();
+    // A tenth of a second at least, or the keeper would spin on a lifetime of nothing.
+    let life = state.leaf_ttl.mul_f64(part.clamp(0.0, 1.0)).max(Duration::from_millis(100));
     let index = state.next_index();
     let leaf = Arc::new(Leaf {
         serial: signed.serial,

@@ -38,6 +38,10 @@ pub enum Fault {
     /// The good answer with the type of every scalar turned over: strings to numbers, numbers to strings, lists to
     /// objects.
     WrongTypes,
+    /// The good answer with `null` for every empty list and map, as Go writes those that were never made.
+    NullLists,
+    /// The good answer without its empty lists and maps.
+    NoEmptyLists,
     /// 200 with this body.
     Body {
         /// The text as it goes out.
@@ -127,6 +131,12 @@ pub(crate) fn spoil(fault: &Fault, mut answer: Answer) -> (Answer, Delivery) {
         (Fault::WrongTypes, Some(value)) => {
             answer.body = Bytes::from(turn_over(&value).to_string());
         }
+        (Fault::NullLists, Some(value)) => {
+            answer.body = Bytes::from(without_empty(&value, &Some(Value::Null)).to_string());
+        }
+        (Fault::NoEmptyLists, Some(value)) => {
+            answer.body = Bytes::from(without_empty(&value, &None).to_string());
+        }
         (Fault::Index { index }, _) => answer = answer.with("X-Consul-Index", index),
         (Fault::NoIndex, _) => answer.headers.retain(|(n, _)| *n != "X-Consul-Index"),
         (Fault::AuthorizeMissing, Some(value)) => {
@@ -166,6 +176,24 @@ pub(crate) fn error(status: u16, body: &str) -> Answer {
         .with("X-Consul-Lastcontact", 0)
 }
 
+/// Puts `instead` for every empty list or map that stands under a key.
+fn without_empty(value: &Value, instead: &Option<Value>) -> Value {
+    let empty =
+        |v: &Value| v.as_array().is_some_and(Vec::is_empty) || v.as_object().is_some_and(serde_json::Map::is_empty);
+    match value {
+        Value::Array(items) => items.iter().map(|item| without_empty(item, instead)).collect(),
+        Value::Object(map) => Value::Object(
+            map.iter()
+                .filter_map(|(k, v)| {
+                    let v = if empty(v) { instead.clone()? } else { without_empty(v, instead) };
+                    Some((k.clone(), v))
+                })
+                .collect(),
+        ),
+        other => other.clone(),
+    }
+}
+
 fn turn_over(value: &Value) -> Value {
     match value {
         Value::Null => json!(0),
@@ -190,6 +218,16 @@ mod tests {
         let (answer, _) = spoil(&Fault::Oversize { bytes: 1000 }, good);
         assert_eq!(answer.body.len(), 1000);
         assert_eq!(serde_json::from_slice::<Value>(&answer.body).unwrap(), json!({"a": 1}));
+    }
+
+    #[test]
+    fn empty_lists_become_null_or_go() {
+        let value = json!({"Tags": [], "Meta": {}, "Nodes": [{"Tags": []}]});
+        assert_eq!(
+            without_empty(&value, &Some(Value::Null)),
+            json!({"Tags": null, "Meta": null, "Nodes": [{"Tags": null}]})
+        );
+        assert_eq!(without_empty(&value, &None), json!({"Nodes": [{}]}));
     }
 
     #[test]

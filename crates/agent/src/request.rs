@@ -183,7 +183,8 @@ pub(crate) fn go_duration(text: &str) -> Option<Duration> {
             };
         rest = tail;
     }
-    Duration::try_from_secs_f64(seconds).ok()
+    // Go counts nanoseconds in 63 bits.
+    Duration::try_from_secs_f64(seconds).ok().filter(|d| d.as_nanos() <= i64::MAX as u128)
 }
 
 fn parse_query(query: &str) -> Vec<(String, String)> {

@@ -6,9 +6,10 @@ use serde_json::{Map, Value, json};
 
 use crate::acl::{Right, resolve};
 use crate::answer::Answer;
-use crate::ca::{Root, rfc3339};
+use crate::ca::{ROOT_TTL, Root, rfc3339};
 use crate::leaf;
 use crate::request::{Request, go_duration, known_keys};
+use crate::servers;
 use crate::stats::Endpoint;
 use crate::store::{Shared, State, Waited};
 
@@ -58,10 +59,10 @@ pub(crate) async fn get(shared: &Shared, req: &Request, source: Source) -> Resul
             return Err(answer);
         }
     }
-    let (index, body) = shared.read(|s| (s.roots_index, render(s)));
+    let (index, body, age) = shared.read(|s| (s.roots_index, render(s), servers::age(s)));
     let mut answer = Answer::json(shared.options.dialect, &body);
     if source == Source::Agent {
-        answer = if hit { answer.with("X-Cache", "HIT").with("Age", 0) } else { answer.with("X-Cache", "MISS") };
+        answer = if hit { answer.with("X-Cache", "HIT").with("Age", age) } else { answer.with("X-Cache", "MISS") };
     }
     Ok(answer
         .with("X-Consul-Index", index.max(1))
@@ -121,7 +122,7 @@ pub(crate) fn put_configuration(shared: &Shared, req: &Request) -> Result<Answer
             .iter()
             .any(|k| new.get(*k).is_some_and(|v| state.ca_config.get(*k) != Some(v)));
         if let Some(ttl) = ttl {
-            state.leaf_ttl = ttl;
+            state.leaf_ttl = ttl.min(ROOT_TTL);
         }
         for (key, value) in &new {
             // Key material is acted upon and not kept: the CA's keys come from outside.

@@ -9,7 +9,7 @@ use crate::stats::Endpoint;
 use crate::store::Shared;
 use crate::{
     agent_api, authorize, chain, checks, config_entries, health, intentions, leaf, managed, query, register, roots,
-    tokens,
+    servers, tokens,
 };
 
 /// What a path means; the text is an ID or a name.
@@ -46,6 +46,7 @@ pub(crate) enum Route {
     Chain(String),
     ConfigPut,
     Config { kind: String, name: Option<String> },
+    PolicyCreate,
     TokenCreate,
     TokenSelf,
     Token(String),
@@ -117,6 +118,7 @@ impl Route {
             "catalog/nodes" => return Self::CatalogNodes,
             "query" => return Self::Queries,
             "config" => return Self::ConfigPut,
+            "acl/policy" => return Self::PolicyCreate,
             "acl/token" => return Self::TokenCreate,
             "acl/token/self" => return Self::TokenSelf,
             "status/leader" => return Self::Leader,
@@ -173,7 +175,7 @@ impl Route {
             Self::Queries | Self::Query(_) => Endpoint::Query,
             Self::Chain(_) => Endpoint::DiscoveryChain,
             Self::ConfigPut | Self::Config { .. } => Endpoint::ConfigEntry,
-            Self::TokenCreate | Self::TokenSelf | Self::Token(_) => Endpoint::Acl,
+            Self::PolicyCreate | Self::TokenCreate | Self::TokenSelf | Self::Token(_) => Endpoint::Acl,
             Self::Leader | Self::Peers => Endpoint::Status,
             Self::Unknown => Endpoint::Unknown,
         }
@@ -193,6 +195,7 @@ impl Route {
             | Self::CheckDeregister(_)
             | Self::CheckReport(..)
             | Self::ConfigPut
+            | Self::PolicyCreate
             | Self::TokenCreate => &["PUT"],
             Self::Queries => &["GET", "POST"],
             Self::Query(_) | Self::Config { .. } | Self::Token(_) => &["GET", "DELETE"],
@@ -235,6 +238,9 @@ pub(crate) fn unknown_path(dialect: Dialect) -> Answer {
 
 async fn dispatch(shared: &Shared, route: &Route, req: &Request) -> Result<Answer, Answer> {
     let dialect = shared.options.dialect;
+    if let Some(answer) = servers::error(shared, route, req) {
+        return Err(answer);
+    }
     match route {
         Route::Leaf(service) => leaf::get(shared, req, service).await,
         Route::Roots => roots::get(shared, req, Source::Agent).await,
@@ -270,6 +276,7 @@ async fn dispatch(shared: &Shared, route: &Route, req: &Request) -> Result<Answe
         Route::Chain(name) => chain::get(shared, req, name).await,
         Route::ConfigPut => config_entries::put(shared, req),
         Route::Config { kind, name } => config_entries::one(shared, req, kind, name.as_deref()),
+        Route::PolicyCreate => tokens::create_policy(shared, req),
         Route::TokenCreate => tokens::create(shared, req),
         Route::TokenSelf => tokens::own(shared, req),
         Route::Token(accessor) => tokens::one(shared, req, accessor),

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use crate::acl::{Acl, Policy};
 use crate::answer::Answer;
-use crate::ca::{Ca, CaError, Root};
+use crate::ca::{Ca, CaError, ROOT_TTL, Root};
 use crate::catalog::Catalog;
 use crate::checks;
 use crate::intentions::Intention;
@@ -46,10 +46,14 @@ pub(crate) struct State {
     /// (target, token) pairs that authorize has in its cache.
     pub(crate) authorize_warm: HashSet<(String, Option<String>)>,
     pub(crate) catalog: Catalog,
-    /// Questions to health that `?cached` has in its cache, with their tokens.
+    /// Questions to health and match that `?cached` has in its cache, with their tokens.
     pub(crate) health_warm: HashSet<(String, Option<String>)>,
     /// What a token last saw of a name by streaming; a deleted token goes on seeing it.
     pub(crate) streamed: HashMap<(String, String), (u64, Value)>,
+    /// Since when there are no servers.
+    pub(crate) servers_lost: Option<Instant>,
+    /// Rules of ACL policies by ID and name.
+    pub(crate) policies: Vec<(String, String, String)>,
     pub(crate) queries: Vec<PreparedQuery>,
     pub(crate) managed: BTreeMap<String, ManagedProxy>,
     /// By kind and name.
@@ -80,7 +84,7 @@ impl State {
             expired_root: None,
             ca_config,
             ca_config_index: 5,
-            leaf_ttl: options.leaf_ttl,
+            leaf_ttl: options.leaf_ttl.min(ROOT_TTL),
             leaves: Leaves::default(),
             acl: options.acl.clone(),
             intention_policy: options.default_intention_policy,
@@ -90,6 +94,8 @@ impl State {
             catalog: Catalog::default(),
             health_warm: HashSet::new(),
             streamed: HashMap::new(),
+            servers_lost: None,
+            policies: Vec::new(),
             queries: Vec::new(),
             managed: BTreeMap::new(),
             config_entries: BTreeMap::new(),
@@ -168,6 +174,11 @@ impl Shared {
     /// Changes the state where nobody needs to wake.
     pub(crate) fn quietly<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
         change(&mut self.state.lock())
+    }
+
+    /// Wakes everybody who waits.
+    pub(crate) fn wake(&self) {
+        self.changed.send_modify(|n| *n += 1);
     }
 
     /// Throws everything away, as an agent without a data directory does over a restart.

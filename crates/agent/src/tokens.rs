@@ -1,9 +1,10 @@
-//! `/v1/acl/token`: tokens with service identities, as far as a test or a demonstration needs them.
+//! `/v1/acl/token` and `/v1/acl/policy`, as far as a test or a demonstration needs them.
 
 use serde_json::{Value, json};
 
 use crate::acl::{Right, Token, resolve};
 use crate::answer::Answer;
+use crate::policy;
 use crate::request::{Request, known_keys};
 use crate::store::{Shared, State};
 
@@ -26,11 +27,11 @@ pub(crate) fn create(shared: &Shared, req: &Request) -> Result<Answer, Answer> {
     let wrong = |text: String| Answer::text(400, dialect.bad_request(&format!("Token decoding failed: {text}")));
     let body = known_keys(req.json_object().map_err(wrong)?, KEYS, false).map_err(wrong)?;
     let text = |key: &str| body.get(key).and_then(Value::as_str).filter(|v| !v.is_empty()).map(str::to_owned);
-    for key in ["Policies", "Roles", "NodeIdentities", "TemplatedPolicies"] {
+    for key in ["Roles", "NodeIdentities", "TemplatedPolicies"] {
         if body.get(key).and_then(Value::as_array).is_some_and(|list| !list.is_empty()) {
             return Err(Answer::text(
                 400,
-                format!("the development agent's tokens carry service identities only, no {key}"),
+                format!("the development agent's tokens carry policies and service identities only, no {key}"),
             ));
         }
     }
@@ -49,12 +50,52 @@ pub(crate) fn create(shared: &Shared, req: &Request) -> Result<Answer, Answer> {
         token.service_prefixes = one.service_prefixes;
         token.node_read = true;
     }
+    let policies: Vec<String> = body
+        .get("Policies")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(|p| p.get("Name").or_else(|| p.get("ID")).and_then(Value::as_str))
+        .map(str::to_owned)
+        .collect();
     let secret = text("SecretID").unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
     shared.update(|state| {
         may(state, req, shared)?;
+        for wanted in &policies {
+            let (_, _, rules) = state
+                .policies
+                .iter()
+                .find(|(id, name, _)| id == wanted || name == wanted)
+                .ok_or_else(|| Answer::text(500, format!("No such ACL policy with name \"{wanted}\"")))?;
+            policy::add(&mut token, rules).map_err(|e| Answer::text(500, e))?;
+        }
         let acl = state.acl.as_mut().ok_or_else(disabled)?;
         let view = view(&token, &secret);
         acl.tokens.insert(secret, token);
+        Ok(Answer::json(dialect, &view))
+    })
+}
+
+/// `PUT /v1/acl/policy`
+pub(crate) fn create_policy(shared: &Shared, req: &Request) -> Result<Answer, Answer> {
+    let dialect = shared.options.dialect;
+    let wrong = |text: String| Answer::text(400, dialect.bad_request(&format!("Policy decoding failed: {text}")));
+    let keys: &[&'static str] = &["ID", "Name", "Description", "Rules", "Datacenters"];
+    let body = known_keys(req.json_object().map_err(wrong)?, keys, false).map_err(wrong)?;
+    let text = |key: &str| body.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let (name, rules) = (text("Name"), text("Rules"));
+    if name.is_empty() {
+        return Err(Answer::text(500, "Invalid Policy: no Name is set"));
+    }
+    policy::add(&mut Token::default(), &rules).map_err(|e| Answer::text(500, e))?;
+    shared.update(|state| {
+        may(state, req, shared)?;
+        if state.policies.iter().any(|(_, n, _)| *n == name) {
+            return Err(Answer::text(500, format!("Invalid Policy: A Policy with Name \"{name}\" already exists")));
+        }
+        let id = uuid::Uuid::new_v4().to_string();
+        let view = json!({"ID": id, "Name": name, "Description": text("Description"), "Rules": rules});
+        state.policies.push((id, name, rules));
         Ok(Answer::json(dialect, &view))
     })
 }

@@ -157,10 +157,17 @@ async fn a_sidecar_needs_write_on_its_own_name_as_well() {
 }
 
 #[tokio::test]
-async fn tokens_with_service_identities_are_made_and_deleted_over_http() {
+async fn tokens_with_policies_and_service_identities_are_made_and_deleted_over_http() {
     let agent = agent(Dialect::Today).await;
     let client = Client::new(&agent.handle());
     let root = client.with_token("root");
+    let rules = "service \"cache\" { policy = \"write\" }";
+    let policy = json!({"Name": "cache", "Rules": rules});
+    assert_eq!(root.put("/v1/acl/policy", policy).await.status, 200);
+    let made = root.put("/v1/acl/token", json!({"Policies": [{"Name": "cache"}]})).await.json();
+    let own = client.with_token(made["SecretID"].as_str().unwrap());
+    assert_eq!(own.get("/v1/agent/connect/ca/leaf/cache").await.status, 200);
+    assert_eq!(own.get("/v1/agent/connect/ca/leaf/db").await.status, 403);
     let body = json!({"ServiceIdentities": [{"ServiceName": "db"}]});
     let made = root.put("/v1/acl/token", body.clone()).await.json();
     let own = client.with_token(made["SecretID"].as_str().unwrap());

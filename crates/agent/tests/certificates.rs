@@ -227,3 +227,22 @@ async fn spoilt_roots_are_empty_or_hold_garbage_or_one_that_is_over_among_the_go
     handle.set_roots_fault(None).unwrap();
     assert_eq!(client.get(path).await.json()["Roots"].as_array().unwrap().len(), 1);
 }
+
+#[tokio::test]
+async fn a_new_leaf_under_the_old_index_wakes_nobody() {
+    let agent = start(jitterless()).await;
+    let handle = agent.handle();
+    let client = Client::new(&handle);
+    let first = client.get("/v1/agent/connect/ca/leaf/web").await;
+    let path = format!("/v1/agent/connect/ca/leaf/web?index={}&wait=200ms", first.index());
+    let call = tokio::spawn({
+        let client = client.clone();
+        async move { client.get(&path).await }
+    });
+    handle.wait_until(|s| s.blocked(Endpoint::Leaf) == 1).await;
+    handle.renew_leaf_under_old_index("web").unwrap();
+    assert_eq!(handle.stats().blocked(Endpoint::Leaf), 1);
+    let second = call.await.unwrap();
+    assert_eq!(second.index(), first.index());
+    assert_ne!(second.json()["SerialNumber"], first.json()["SerialNumber"]);
+}

@@ -84,6 +84,8 @@ async fn every_order_is_understood() {
         ("roots-fault", json!({"fault": "empty"})),
         ("behave", json!({})),
         ("connection-limit", json!({"limit": 100})),
+        ("lose-servers", json!({})),
+        ("find-servers", json!({})),
         ("freeze", json!({})),
         ("thaw", json!({})),
         ("drop-connections", json!({})),

@@ -6,7 +6,7 @@ mod common;
 use std::time::Duration;
 
 use common::{Client, Got, start};
-use lictor_agent::{Endpoint, Fault, LeafFault, Options};
+use lictor_agent::{Dialect, Endpoint, Fault, LeafFault, Options};
 use rcgen::PublicKeyData as _;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -255,4 +255,53 @@ async fn an_address_in_use_is_an_error_at_start() {
     let options = Options { address: agent.address(), ..Options::default() };
     let second = lictor_agent::Agent::start(options, std::sync::Arc::new(common::RcgenKeys)).await;
     assert!(second.unwrap_err().to_string().contains(&agent.address().to_string()));
+}
+
+/// The rows of what real client agents answered after their only server was killed.
+#[tokio::test]
+async fn without_servers_the_cache_answers_and_the_rest_fails_as_it_does_in_each_dialect() {
+    for (dialect, streaming) in [(Dialect::Today, 503), (Dialect::Old, 500)] {
+        let agent = start(Options { dialect, ..Options::default() }).await;
+        let handle = agent.handle();
+        let client = Client::new(&handle);
+        let health = "/v1/health/connect/db";
+        let matches = "/v1/connect/intentions/match?by=destination&name=db";
+        handle.register(json!({"Name": "db", "Port": 1, "Connect": {"Native": true}})).unwrap();
+        let leaf = client.get(LEAF).await;
+        let roots = client.get(ROOTS).await;
+        client.authorize(question()).await;
+        client.get(&format!("{health}?cached")).await;
+        client.get(&format!("{matches}&cached")).await;
+        let call = blocked(&client, format!("{ROOTS}?index={}&wait=20s", roots.index()));
+        handle.wait_until(|s| s.blocked(Endpoint::Roots) == 1).await;
+        handle.lose_servers();
+        assert_eq!(call.await.unwrap().unwrap().status, 500);
+        for (path, status) in [
+            (ROOTS.to_owned(), 200),
+            (format!("{ROOTS}?index={}&wait=5s", roots.index()), 500),
+            (LEAF.to_owned(), 200),
+            (format!("{LEAF}?index={}&wait=50ms", leaf.index()), 200),
+            ("/v1/agent/connect/ca/leaf/other".to_owned(), 500),
+            (format!("{health}?cached"), 200),
+            ("/v1/health/connect/other?cached".to_owned(), streaming),
+            (format!("{health}?index=99&wait=5s"), streaming),
+            (format!("{health}?stale"), 500),
+            (health.to_owned(), 500),
+            (format!("{matches}&cached"), 200),
+            (matches.to_owned(), 500),
+            ("/v1/query/x/execute".to_owned(), 500),
+            ("/v1/status/leader".to_owned(), 500),
+            ("/v1/agent/services".to_owned(), 200),
+            ("/v1/agent/service/db".to_owned(), 200),
+        ] {
+            let got = client.get(&path).await;
+            assert_eq!(got.status, status, "{path}: {}", got.body);
+        }
+        let known = client.authorize(question()).await;
+        assert_eq!((known.status, known.header("x-cache")), (200, Some("HIT")));
+        let unknown = json!({"Target": "x", "ClientCertURI": "spiffe://x.consul/ns/default/dc/dc1/svc/web"});
+        assert_eq!(client.authorize(unknown).await.status, 500);
+        handle.find_servers();
+        assert_eq!(client.get(health).await.status, 200);
+    }
 }
