@@ -14,6 +14,7 @@ use super::{
     watch::{Cursor, Nudge, Trouble, Watched},
 };
 use crate::{
+    cert_source::CertSource as _,
     identity::DEFAULT,
     material::Leaf,
     rotation::{Changed, Clock, Rotation, UpdateRefused},
@@ -103,11 +104,16 @@ impl LeafWatch {
                 Ok(Some(half))
             }
             Ok(Changed::Held(reason)) => {
+                // Until there are roots at all every leaf is held, and nobody need be told.
+                if self.rotation.state().pending.iter().any(|pending| pending == "roots") {
+                    return Ok(Some(half));
+                }
                 // It may have come before its root, so the roots are asked for now.
                 if reason == RejectReason::UnknownIssuer {
                     self.roots.nudge();
                 }
                 self.say(Some(format!("a new leaf with serial {serial} is held back: {reason}")));
+                // The rotation looks at it again when roots come; that it has become valid shows when it is offered.
                 Ok(Some(SHORTEST_POLL))
             }
             Err(UpdateRefused::Stale) => Ok(Some(REFUSED_POLL.max(half / 2))),

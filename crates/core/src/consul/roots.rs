@@ -10,7 +10,7 @@ use super::{
     watch::{Cursor, Watched},
 };
 use crate::{
-    material::{Roots, RootsError},
+    material::Roots,
     rotation::{Changed, Rotation},
 };
 
@@ -56,9 +56,11 @@ struct RootsAnswer {
 pub(super) fn parse(body: &[u8]) -> Result<Roots, String> {
     let answer: RootsAnswer = serde_json::from_slice(body)
         .map_err(|error| format!("the agent's roots cannot be read: {}", words(&error.to_string())))?;
+    // Before its bootstrap an old agent gives neither roots nor trust domain.
+    if answer.roots.is_empty() {
+        return Err("the agent has no roots yet: its certificate authority has not started".to_owned());
+    }
     let texts = answer.roots.iter().map(|root| root.get("RootCert").and_then(|pem| pem.as_str()).unwrap_or_default());
-    Roots::from_pem(0, &answer.trust_domain, texts).map_err(|error| match error {
-        RootsError::Empty => "the agent has no roots yet: its certificate authority has not started".to_owned(),
-        error => format!("the agent's roots cannot be used: {error}"),
-    })
+    Roots::from_pem(0, &answer.trust_domain, texts)
+        .map_err(|error| format!("the agent's roots cannot be used: {error}"))
 }

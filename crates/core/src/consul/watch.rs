@@ -144,7 +144,6 @@ pub(super) async fn watch(client: AgentClient, mut watched: impl Watched, nudge:
     let mut failures = 0_u32;
     let mut timed_out = false;
     loop {
-        pace.step().await;
         let wait = watched.plain_call_due().map_or(LONGEST_WAIT, |due| due.min(LONGEST_WAIT));
         let sent = cursor.take().filter(|_| wait >= SHORTEST_WAIT);
         let call = match &sent {
@@ -190,6 +189,8 @@ pub(super) async fn watch(client: AgentClient, mut watched: impl Watched, nudge:
             if cursor.is_none() && sent.is_none() {
                 tokio::time::sleep(POLL).await;
             }
+            // Errors have their pauses; only answers can come without end.
+            pace.step().await;
             continue;
         };
         failures = failures.saturating_add(1);
