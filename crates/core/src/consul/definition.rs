@@ -432,3 +432,201 @@ fn upstream_bind(fields: &Fields<'_>, dialect: Dialect, problems: &mut Problems)
     }
     Some(Listen::Tcp { address, port })
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::{super::captured::captured, *};
+
+    fn service(value: &Value) -> ProxyDefinition {
+        ProxyDefinition::from_service(value.to_string().as_bytes()).unwrap()
+    }
+
+    fn registration() -> Value {
+        json!({
+            "Kind": "connect-proxy", "ID": "web-proxy", "Service": "web-proxy", "Port": 21000,
+            "Proxy": {
+                "DestinationServiceName": "web", "LocalServicePort": 8080,
+                "Upstreams": [{"DestinationName": "db", "LocalBindPort": 9191}],
+            },
+        })
+    }
+
+    fn tcp(address: &str, port: u16) -> Listen {
+        Listen::Tcp { address: address.to_owned(), port }
+    }
+
+    #[test]
+    fn a_sidecar_of_a_real_agent_is_read() {
+        let read = ProxyDefinition::from_service(&captured!("agent-service-sidecar")).unwrap();
+        assert_eq!(read.problems, Vec::<String>::new());
+        assert_eq!((read.id.as_str(), read.service.as_str()), ("web-1-sidecar-proxy", "web"));
+        assert_eq!(read.listen, Some(tcp("0.0.0.0", 21000)), "an empty address means all of them");
+        assert_eq!(read.local_service, Some(LocalService::Tcp { host: "127.0.0.1".to_owned(), port: 8080 }));
+        assert_eq!(read.datacenter.as_deref(), Some("dc1"));
+        assert_eq!(read.local_connect_timeout, Some(Duration::from_millis(1500)));
+        assert_eq!(read.handshake_timeout, Some(Duration::from_millis(8000)));
+        assert_eq!((read.tags.len(), read.meta.len()), (1, 1));
+        let [db, query] = read.upstreams.as_slice() else { panic!("{read:?}") };
+        assert_eq!((db.destination.name.as_str(), &db.bind), ("db", &tcp("127.0.0.1", 19191)));
+        assert_eq!(db.connect_timeout, Some(Duration::from_millis(2500)));
+        assert_eq!(query.destination.kind, DestinationKind::PreparedQuery);
+        assert_eq!(query.destination.datacenter.as_deref(), Some("dc1"));
+    }
+
+    #[test]
+    fn central_configuration_sockets_and_peers_are_read() {
+        let read = ProxyDefinition::from_service(&captured!("v122-agent-service-central-config")).unwrap();
+        assert_eq!(read.max_inbound_connections, Some(77));
+        let [_, _, cache, far] = read.upstreams.as_slice() else { panic!("{read:?}") };
+        assert_eq!(cache.bind, Listen::Unix { path: "/tmp/x.sock".into(), mode: Some(0o600) });
+        assert_eq!(cache.connect_timeout, Some(Duration::from_millis(4321)));
+        assert_eq!(far.destination.peer.as_deref(), Some("cluster-b"));
+        let read = ProxyDefinition::from_service(&captured!("v13-agent-service-sidecar")).unwrap();
+        assert_eq!((read.upstreams.len(), read.problems.len()), (0, 0));
+        ProxyDefinition::from_service(&captured!("v122-agent-service-sidecar")).unwrap();
+    }
+
+    #[test]
+    fn managed_proxies_are_read_in_both_dialects() {
+        let read = ProxyDefinition::from_managed(&captured!("managed12-proxy-config")).unwrap();
+        assert_eq!((read.id.as_str(), read.service.as_str()), ("web-1-proxy", "web"));
+        assert_eq!(read.listen, Some(tcp("127.0.0.1", 25008)));
+        assert_eq!(read.local_service, Some(LocalService::Tcp { host: "127.0.0.1".to_owned(), port: 8080 }));
+        assert_eq!(read.upstreams[0].bind, tcp("127.0.0.1", 19400));
+        assert!(read.telemetry);
+        let read = ProxyDefinition::from_managed(&captured!("managed13-proxy-config-acl")).unwrap();
+        assert_eq!(read.upstreams[0].destination.name, "db");
+        assert_eq!(read.handshake_timeout, Some(Duration::from_millis(1234)));
+        let read = ProxyDefinition::from_managed(&captured!("managed15-proxy-config")).unwrap();
+        assert_eq!(read.listen, Some(tcp("0.0.0.0", 25099)));
+        assert_eq!(read.upstreams[0].connect_timeout, Some(Duration::from_millis(700)));
+        assert_eq!(read.problems, Vec::<String>::new());
+    }
+
+    #[test]
+    fn an_ordinary_service_is_an_error_that_says_what_to_do() {
+        let error = ProxyDefinition::from_service(&captured!("agent-service-parent")).unwrap_err();
+        let words = error.to_string();
+        assert!(words.contains("ordinary service") && words.contains("-sidecar-for web-1"), "{words}");
+        let gateway = json!({"Kind": "mesh-gateway", "ID": "gw"}).to_string();
+        let error = ProxyDefinition::from_service(gateway.as_bytes()).unwrap_err();
+        assert!(error.to_string().contains("a mesh-gateway"), "{error}");
+        for body in ["", "[]", "7", "null"] {
+            let error = ProxyDefinition::from_service(body.as_bytes()).unwrap_err();
+            assert!(matches!(error, DefinitionError::NotJson(_)), "{body}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_type_in_one_key_falls_to_its_default_and_is_listed() {
+        for (key, value) in [
+            ("local_connect_timeout_ms", json!("soon")),
+            ("local_connect_timeout_ms", json!([1])),
+            ("local_connect_timeout_ms", json!(-5)),
+            ("local_connect_timeout_ms", json!(1.5)),
+            ("handshake_timeout_ms", json!({})),
+            ("max_inbound_connections", json!(true)),
+            ("protocol", json!(7)),
+        ] {
+            let mut changed = registration();
+            changed["Proxy"]["Config"] = json!({ "unknown": {"deep": [1]} });
+            changed["Proxy"]["Config"][key] = value.clone();
+            let read = service(&changed);
+            assert_eq!(read.problems.len(), 1, "{key} {value}: {:?}", read.problems);
+            assert!(read.problems[0].starts_with(&format!("Proxy.Config.{key}: ")), "{:?}", read.problems);
+            let mut without_problems = read;
+            without_problems.problems.clear();
+            assert_eq!(without_problems, service(&registration()), "{key} {value}");
+        }
+    }
+
+    #[test]
+    fn numbers_may_be_texts_or_whole_floats_and_are_clamped() {
+        let mut changed = registration();
+        changed["Proxy"]["Config"] = json!({
+            "local_connect_timeout_ms": "1500", "handshake_timeout_ms": 2000.0, "max_inbound_connections": "0",
+        });
+        changed["Proxy"]["Upstreams"][0]["Config"] = json!({
+            "connect_timeout_ms": 99_999_999_999_u64, "limits": {"max_connections": "3"},
+        });
+        let read = service(&changed);
+        assert_eq!(read.local_connect_timeout, Some(Duration::from_millis(1500)));
+        assert_eq!(read.handshake_timeout, Some(Duration::from_secs(2)));
+        assert_eq!(read.max_inbound_connections, None);
+        assert_eq!(read.upstreams[0].connect_timeout, Some(MAX_TIMEOUT));
+        assert_eq!(read.upstreams[0].max_connections, Some(3));
+        assert_eq!(read.problems.len(), 1, "{:?}", read.problems);
+    }
+
+    #[test]
+    fn an_upstream_that_cannot_be_served_is_left_out_and_listed() {
+        for fault in [
+            json!(7),
+            json!({"LocalBindPort": 9192}),
+            json!({"DestinationName": "*", "LocalBindPort": 9192}),
+            json!({"DestinationName": "x"}),
+            json!({"DestinationName": "x", "LocalBindPort": 70000}),
+            json!({"DestinationName": "x", "LocalBindPort": 9191}),
+            json!({"DestinationName": "x", "LocalBindPort": 9192, "LocalBindAddress": "all"}),
+            json!({"DestinationName": "x", "LocalBindSocketPath": "relative.sock"}),
+        ] {
+            let mut changed = registration();
+            changed["Proxy"]["Upstreams"].as_array_mut().unwrap().push(fault.clone());
+            let read = service(&changed);
+            assert_eq!(read.upstreams.len(), 1, "{fault}");
+            assert!(!read.problems.is_empty(), "{fault}");
+        }
+        let mut central = registration();
+        let unbound = json!({"DestinationName": "x", "CentrallyConfigured": true});
+        central["Proxy"]["Upstreams"].as_array_mut().unwrap().push(unbound);
+        assert_eq!(service(&central).problems, Vec::<String>::new());
+    }
+
+    #[test]
+    fn an_unknown_type_of_destination_is_taken_as_a_service_and_listed() {
+        let mut changed = registration();
+        changed["Proxy"]["Upstreams"][0]["DestinationType"] = json!("galaxy");
+        let read = service(&changed);
+        assert_eq!(read.upstreams[0].destination.kind, DestinationKind::Service);
+        assert_eq!(read.problems.len(), 1);
+    }
+
+    #[test]
+    fn null_and_absent_mean_the_same_everywhere() {
+        let mut changed = registration();
+        changed["Tags"] = json!(null);
+        changed["Meta"] = json!(null);
+        changed["Address"] = json!(null);
+        changed["Proxy"]["Config"] = json!(null);
+        changed["Proxy"]["Mode"] = json!("direct");
+        changed["Proxy"]["MeshGateway"] = json!({});
+        changed["Proxy"]["Upstreams"][0]["Config"] = json!(null);
+        assert_eq!(service(&changed), service(&registration()));
+        changed["Proxy"]["Upstreams"] = json!(null);
+        assert!(service(&changed).upstreams.is_empty());
+    }
+
+    #[test]
+    fn a_registration_without_a_local_port_has_no_local_service_and_says_so() {
+        let mut changed = registration();
+        changed["Proxy"]["LocalServicePort"] = json!(0);
+        let read = service(&changed);
+        assert_eq!(read.local_service, None);
+        assert!(read.problems[0].contains("LocalServicePort"), "{:?}", read.problems);
+        changed["Proxy"]["Config"] = json!({"local_service_address": "[::1]:80"});
+        assert_eq!(service(&changed).local_service, Some(LocalService::Tcp { host: "::1".to_owned(), port: 80 }));
+        changed["Proxy"]["LocalServiceSocketPath"] = json!("/run/app.sock");
+        assert_eq!(service(&changed).local_service, Some(LocalService::Unix("/run/app.sock".into())));
+    }
+
+    #[test]
+    fn the_bind_keys_of_the_config_count_only_without_a_port_of_the_service() {
+        let mut changed = registration();
+        changed["Proxy"]["Config"] = json!({"bind_address": "127.0.0.9", "bind_port": 1234});
+        assert_eq!(service(&changed).listen, Some(tcp("0.0.0.0", 21000)));
+        changed["Port"] = json!(0);
+        assert_eq!(service(&changed).listen, Some(tcp("127.0.0.9", 1234)));
+    }
+}

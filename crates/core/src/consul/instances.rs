@@ -38,13 +38,13 @@ pub(super) struct InstanceList {
 /// # Errors
 /// What is wrong with the answer as a whole, in words.
 pub(super) fn parse(body: &[u8], destination: &Destination) -> Result<InstanceList, String> {
-    let mut reader = match destination.kind {
+    let read = match destination.kind {
         DestinationKind::Service => serde_json::from_slice::<Nullable>(body).map(|list| list.0),
         DestinationKind::PreparedQuery => serde_json::from_slice::<Executed>(body).map(|answer| answer.nodes.0),
     }
     .map_err(|error| words(&error.to_string()))?;
-    let mut list = InstanceList { entries: reader.len(), ..InstanceList::default() };
-    for (index, entry) in reader.drain(..).enumerate() {
+    let mut list = InstanceList { entries: read.len(), ..InstanceList::default() };
+    for (index, entry) in read.into_iter().enumerate() {
         match entry {
             Entry::Usable { instance, worst } => {
                 if let Some(why) = foreign(&instance, destination) {
@@ -172,7 +172,7 @@ fn read(value: &Value, problems: &mut Problems) -> Result<(Instance, Health), &'
         .max()
         .unwrap_or(Health::Passing);
     let weights = service.fields("Weights", problems);
-    let weight = weights.number(if worst == Health::Passing { "Passing" } else { "Warning" }, MAX_WEIGHT, problems);
+    let weight = weights.number(if worst == Health::Passing { "Passing" } else { "Warning" }, u64::MAX, problems);
     let host = service.text("Address", problems).or_else(|| node.text("Address", problems));
     let host = host.filter(|host| host.len() <= 255 && host.bytes().all(|byte| byte.is_ascii_graphic()));
     let namespace = service.text("Namespace", problems);
@@ -185,7 +185,130 @@ fn read(value: &Value, problems: &mut Problems) -> Result<(Instance, Health), &'
         namespace: namespace.unwrap_or_else(|| DEFAULT.to_owned()),
         partition: partition.map_or_else(|| DEFAULT.to_owned(), |partition| partition.to_ascii_lowercase()),
         datacenter: node.text("Datacenter", problems).ok_or("its node has no datacenter")?,
-        weight: weight.and_then(|weight| u32::try_from(weight).ok()).unwrap_or(1),
+        weight: weight.and_then(|weight| u32::try_from(weight.min(MAX_WEIGHT)).ok()).unwrap_or(1),
     };
     Ok((instance, worst))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::{super::captured::captured, *};
+
+    fn destination(kind: DestinationKind) -> Destination {
+        let name = "db".to_owned();
+        Destination { kind, name, datacenter: None, namespace: None, partition: None, peer: None }
+    }
+
+    fn service(body: &[u8]) -> InstanceList {
+        parse(body, &destination(DestinationKind::Service)).unwrap()
+    }
+
+    fn shown(list: &InstanceList) -> Vec<String> {
+        let show =
+            |i: &Instance| format!("{} {}:{} {}.{}.{}", i.id, i.host, i.port, i.service, i.namespace, i.datacenter);
+        list.instances.iter().map(show).collect()
+    }
+
+    fn entry(change: impl FnOnce(&mut Value)) -> Value {
+        let mut entry = json!({
+            "Node": {"Address": "10.0.0.1", "Datacenter": "dc1"},
+            "Service": {
+                "Kind": "connect-proxy", "ID": "p", "Address": "10.0.0.2", "Port": 21000,
+                "Weights": {"Passing": 5, "Warning": 2}, "Proxy": {"DestinationServiceName": "db"},
+            },
+            "Checks": [{"Status": "passing"}],
+        });
+        change(&mut entry);
+        entry
+    }
+
+    #[test]
+    fn the_lists_of_real_agents_are_read() {
+        let list = service(&captured!("health-connect"));
+        assert_eq!(
+            shown(&list),
+            ["db-manual-proxy 127.0.0.1:25433 db.default.dc1", "db-native 127.0.0.1:25432 db.default.dc1"],
+            "the critical sidecar is left out, the native instance has its node's address"
+        );
+        assert_eq!(shown(&service(&captured!("v122-health-connect"))).len(), 2);
+        assert_eq!(shown(&service(&captured!("v12-health-connect"))), ["db-1-proxy 127.0.0.1:25004 db.default.dc1"]);
+        let query = parse(&captured!("query-execute-connect"), &destination(DestinationKind::PreparedQuery)).unwrap();
+        assert_eq!(shown(&query).len(), 2);
+        assert_eq!(query.problems, Vec::<String>::new());
+    }
+
+    #[test]
+    fn null_absent_and_empty_lists_mean_none() {
+        assert_eq!(service(b"null"), InstanceList::default());
+        assert_eq!(service(b"[]"), InstanceList::default());
+        let query = |body: &[u8]| parse(body, &destination(DestinationKind::PreparedQuery)).unwrap();
+        assert_eq!(query(br#"{"Nodes":null}"#), InstanceList::default());
+        assert_eq!(query(b"{}"), InstanceList::default());
+        assert!(parse(b"{}", &destination(DestinationKind::Service)).is_err());
+        assert!(parse(b"<html>", &destination(DestinationKind::Service)).is_err());
+    }
+
+    #[test]
+    fn an_entry_that_cannot_be_used_is_left_out_and_the_others_stay() {
+        let faults: [fn(&mut Value); 14] = [
+            |e| *e = json!(7),
+            |e| *e = json!(null),
+            |e| e["Node"] = json!([]),
+            |e| e["Service"]["Port"] = json!(0),
+            |e| e["Service"]["Port"] = json!(70_000),
+            |e| e["Service"]["Port"] = json!("x"),
+            |e| e["Service"]["Address"] = json!(7),
+            |e| e["Service"]["Address"] = json!("a b"),
+            |e| e["Service"]["ID"] = json!(""),
+            |e| e["Service"]["Proxy"] = json!(null),
+            |e| e["Service"]["Proxy"]["DestinationServiceName"] = json!(7),
+            |e| e["Service"]["Proxy"]["DestinationServiceName"] = json!("other"),
+            |e| e["Node"]["Datacenter"] = json!(null),
+            |e| e["Checks"] = json!("passing"),
+        ];
+        for fault in faults {
+            let body = json!([entry(fault), entry(|_| {})]).to_string();
+            let list = service(body.as_bytes());
+            assert_eq!((list.instances.len(), list.entries, list.problems.len()), (1, 2, 1), "{body}");
+        }
+    }
+
+    #[test]
+    fn only_passing_instances_of_a_service_count_and_a_query_keeps_its_warnings() {
+        for (status, in_service, in_query) in
+            [("passing", 1, 1), ("warning", 0, 1), ("critical", 0, 0), ("maintenance", 0, 0), ("", 0, 0)]
+        {
+            let one = entry(|e| e["Checks"] = json!([{"Status": "passing"}, {"Status": status}]));
+            assert_eq!(service(json!([one]).to_string().as_bytes()).instances.len(), in_service, "{status}");
+            let body = json!({ "Nodes": [one] }).to_string();
+            let query = parse(body.as_bytes(), &destination(DestinationKind::PreparedQuery)).unwrap();
+            assert_eq!(query.instances.len(), in_query, "{status}");
+            if status == "warning" {
+                assert_eq!(query.instances[0].weight, 2);
+            }
+        }
+    }
+
+    #[test]
+    fn places_weights_and_numbers_in_texts_are_read() {
+        let body = json!([
+            entry(|e| {
+                e["Service"]["Namespace"] = json!("team");
+                e["Service"]["Partition"] = json!("Part");
+                e["Service"]["Port"] = json!("21001");
+            }),
+            entry(|e| e["Service"]["Weights"] = json!({"Passing": 100_000})),
+            entry(|e| e["Service"]["Weights"] = json!(null)),
+            entry(|e| e["Service"]["Weights"] = json!({"Passing": 0})),
+        ])
+        .to_string();
+        let list = service(body.as_bytes());
+        let weights: Vec<u32> = list.instances.iter().map(|instance| instance.weight).collect();
+        assert_eq!(weights, [5, 65_535, 1, 1]);
+        let one = &list.instances[0];
+        let read = (one.namespace.as_str(), one.partition.as_str(), one.port);
+        assert_eq!(read, ("team", "part", 21001));
+    }
 }

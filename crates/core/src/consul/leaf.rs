@@ -205,3 +205,31 @@ pub(super) fn parse(body: &[u8], grammar: crate::identity::Grammar) -> Result<Le
     Leaf::from_pem(&answer.certificates, &answer.key, grammar)
         .map_err(|error| format!("the agent's leaf cannot be used: {error}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{super::captured::captured, *};
+    use crate::identity::Grammar;
+
+    /// The recording without its key, and with one that is a key in form.
+    fn with_key(body: &[u8]) -> Vec<u8> {
+        let mut body: serde_json::Value = serde_json::from_slice(body).unwrap();
+        body["PrivateKeyPEM"] = "-----BEGIN EC PRIVATE KEY-----\nMAMCAQE=\n-----END EC PRIVATE KEY-----\n".into();
+        body.to_string().into_bytes()
+    }
+
+    #[test]
+    fn the_leaves_of_real_agents_are_read() {
+        for (body, certificates) in [
+            (captured!("leaf"), 1),
+            (captured!("leaf-secondary-dc"), 3),
+            (captured!("v12-leaf"), 1),
+            (captured!("v122-leaf"), 1),
+            (captured!("v122-leaf-secondary-dc"), 3),
+        ] {
+            assert!(parse(&body, Grammar::Spiffe).is_err(), "the recording has no key");
+            let leaf = parse(&with_key(&body), Grammar::Spiffe).unwrap();
+            assert_eq!(leaf.chain().len(), certificates, "{leaf:?}");
+        }
+    }
+}

@@ -11,6 +11,8 @@
 mod address;
 mod authorize;
 mod backoff;
+#[cfg(test)]
+mod captured;
 mod cert_source;
 mod client;
 mod definition;

@@ -64,3 +64,24 @@ pub(super) fn parse(body: &[u8]) -> Result<Roots, String> {
     Roots::from_pem(0, &answer.trust_domain, texts)
         .map_err(|error| format!("the agent's roots cannot be used: {error}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{super::captured::captured, *};
+
+    #[test]
+    fn the_roots_of_real_agents_are_read_whatever_their_order_and_serials() {
+        for (body, anchors) in [
+            (captured!("roots"), 1),
+            (captured!("roots-three"), 3),
+            (captured!("roots-secondary-dc"), 1),
+            (captured!("v12-roots"), 1),
+            (captured!("v122-roots-four"), 4),
+        ] {
+            let roots = parse(&body).unwrap();
+            assert_eq!(roots.anchors().len(), anchors, "{roots:?}");
+            assert!(roots.ignored().is_empty(), "{roots:?}");
+            assert!(roots.trust_domain().as_str().ends_with(".consul"));
+        }
+    }
+}

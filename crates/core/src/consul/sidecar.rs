@@ -70,3 +70,31 @@ fn sidecars(services: &Value, service: &str) -> Vec<String> {
     }
     ids
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{super::captured::captured, *};
+
+    #[test]
+    fn a_sidecar_is_found_whatever_the_case_of_the_letters() {
+        let services: Value = serde_json::from_slice(&captured!("agent-services")).unwrap();
+        for service in ["web-1", "WEB-1", "Web-1"] {
+            assert_eq!(sidecars(&services, service), ["web-1-sidecar-proxy"], "{service}");
+        }
+        assert!(sidecars(&services, "web").is_empty());
+        assert!(sidecars(&serde_json::json!([7]), "web").is_empty());
+        assert!(sidecars(&serde_json::json!({"a": 7, "b": {"Proxy": []}}), "web").is_empty());
+    }
+
+    #[test]
+    fn the_errors_read_as_operators_know_them() {
+        let none = SidecarError::None("web".to_owned()).to_string();
+        assert_eq!(none, "No sidecar proxy registered for web, or the token may not read it");
+        let ids = vec!["a".to_owned(), "b".to_owned()];
+        assert_eq!(
+            SidecarError::Several { service: "web".to_owned(), ids }.to_string(),
+            "More than one sidecar proxy registered for web.\n    \
+             Start proxy with -proxy-id and one of the following IDs: a, b"
+        );
+    }
+}
