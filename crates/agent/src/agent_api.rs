@@ -82,10 +82,13 @@ pub(crate) fn health(shared: &Shared, req: &Request, by_name: bool, what: &str) 
             .filter(|s| s.node.is_none() && (if by_name { &s.name } else { &s.id }) == what)
             .collect();
         if found.is_empty() {
-            return Err(Answer::text(
-                404,
-                if by_name { format!("ServiceName {what} not found") } else { format!("ServiceId {what} not found") },
-            ));
+            let (reason, body) = if by_name {
+                (format!("ServiceName {what} Not Found"), json!([]))
+            } else {
+                let body = json!({"AggregatedStatus": "critical", "Service": null, "Checks": null});
+                (format!("ServiceId {what} not found"), body)
+            };
+            return Err(Answer::json_text(dialect, 404, &body).with("X-Consul-Reason", reason));
         }
         for service in &found {
             caller.need(Right::ServiceRead(&service.name), dialect).map_err(Answer::forbidden)?;
@@ -177,7 +180,7 @@ fn health_view(shared: &Shared, state: &State, service: &Service) -> Value {
         .catalog
         .checks_of(&key)
         .map(|check| {
-            json!({
+            let mut view = json!({
                 "Node": shared.options.node_name,
                 "CheckID": check.id,
                 "Name": check.name,
@@ -195,7 +198,14 @@ fn health_view(shared: &Shared, state: &State, service: &Service) -> Value {
                 },
                 "CreateIndex": 0,
                 "ModifyIndex": 0,
-            })
+            });
+            if shared.options.dialect.is_today() {
+                view["ExposedPort"] = json!(0);
+                view["Definition"]["TCPUseTLS"] = json!(false);
+                view["Definition"]["UDP"] = json!("");
+                view["Definition"]["OSService"] = json!("");
+            }
+            view
         })
         .collect();
     json!({

@@ -6,8 +6,8 @@ use std::time::Duration;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use rand::Rng as _;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod,
-    KeyUsagePurpose, PublicKeyData as _, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, DnValue, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyIdMethod, KeyUsagePurpose, PublicKeyData as _, SanType, SerialNumber,
 };
 use sha1::{Digest as _, Sha1};
 use time::OffsetDateTime;
@@ -191,7 +191,9 @@ impl Ca {
         params.subject_alt_names = vec![SanType::URI(uri.clone().try_into()?)];
         params.distinguished_name = DistinguishedName::new();
         if !dialect.is_today() {
-            params.distinguished_name.push(DnType::CommonName, format!("{service}.svc.default.{uuid8}.consul"));
+            let name = format!("{service}.svc.default.{uuid8}.consul");
+            let value = printable(&name).unwrap_or(DnValue::Utf8String(name));
+            params.distinguished_name.push(DnType::CommonName, value);
         }
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![
@@ -237,7 +239,9 @@ impl Ca {
         params.not_after = not_before + ttl;
         params.serial_number = Some(serial_number(serial));
         params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, format!("pri-{}.consul.ca.{uuid8}.consul", random_label()));
+        params
+            .distinguished_name
+            .push(DnType::CommonName, printable(&format!("pri-{}.consul.ca.{uuid8}.consul", random_label()))?);
         params.subject_alt_names = vec![SanType::URI(format!("spiffe://{}", self.trust_domain()).try_into()?)];
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages =
@@ -294,6 +298,11 @@ fn serial_bytes(serial: u64) -> Vec<u8> {
 fn colon_hex(bytes: &[u8]) -> String {
     let parts: Vec<String> = bytes.iter().map(|b| format!("{b:02x}")).collect();
     parts.join(":")
+}
+
+/// Go writes what it can as a PrintableString, and names are compared by their bytes.
+fn printable(name: &str) -> Result<DnValue, rcgen::Error> {
+    Ok(DnValue::PrintableString(name.try_into()?))
 }
 
 fn random_label() -> String {

@@ -16,7 +16,7 @@ pub(crate) async fn get(shared: &Shared, req: &Request, name: &str) -> Result<An
     let blocking = req.blocking()?;
     shared.check_datacenter(req)?;
     if name.is_empty() {
-        return Err(Answer::text(400, "Missing chain name"));
+        return Err(Answer::text(400, dialect.bad_request("Missing chain name")));
     }
     let mut protocol = None;
     if req.method == http::Method::POST {

@@ -74,6 +74,15 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
+    /// What `Interval` shows; the dialect of today only.
+    pub(crate) fn interval(&self) -> String {
+        match self {
+            Self::Tcp { interval, .. } if interval.subsec_nanos() == 0 => format!("{}s", interval.as_secs()),
+            Self::Tcp { interval, .. } => format!("{}ms", interval.as_millis()),
+            _ => String::new(),
+        }
+    }
+
     pub(crate) fn type_name(&self) -> &'static str {
         match self {
             Self::Ttl { .. } => "ttl",
@@ -344,8 +353,7 @@ pub(crate) fn report(shared: &Shared, req: &Request, verb: &str, id: &str) -> Re
             req.param("note").unwrap_or_default().to_owned(),
         ),
         _ => {
-            let wrong =
-                |text: String| Answer::text(400, dialect.bad_request(&format!("Request decode failed: {text}")));
+            let wrong = |text: String| Answer::text(400, format!("Request decode failed: {text}"));
             let body =
                 known_keys(req.json_object().map_err(wrong)?, &["Status", "Output", "CheckID", "Namespace"], false)
                     .map_err(wrong)?;
@@ -380,7 +388,7 @@ pub(crate) fn report(shared: &Shared, req: &Request, verb: &str, id: &str) -> Re
 pub(crate) fn register(shared: &Shared, req: &Request) -> Result<Answer, Answer> {
     let dialect = shared.options.dialect;
     req.check_enterprise(dialect)?;
-    let wrong = |text: String| Answer::text(400, dialect.bad_request(&format!("Request decode failed: {text}")));
+    let wrong = |text: String| Answer::text(400, format!("Request decode failed: {text}"));
     let body = req.json_object().map_err(wrong)?;
     let known = known_keys(body.clone(), CHECK_KEYS, true).map_err(wrong)?;
     let text = |key: &str| known.get(key).and_then(Value::as_str).unwrap_or_default();
@@ -392,7 +400,10 @@ pub(crate) fn register(shared: &Shared, req: &Request) -> Result<Answer, Answer>
     let check = parse(body, &service, name, name).map_err(wrong)?;
     shared.update(|state| {
         let Some(owner) = state.catalog.services.get(&service) else {
-            return Err(Answer::text(500, format!("ServiceID \"{service}\" does not exist")));
+            return Err(Answer::text(
+                if dialect.is_today() { 404 } else { 500 },
+                format!("ServiceID \"{service}\" does not exist"),
+            ));
         };
         let owner = owner.name.clone();
         may_write(state, req, &owner, dialect)?;

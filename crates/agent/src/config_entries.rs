@@ -7,6 +7,7 @@ use crate::acl::{Right, resolve};
 use crate::answer::Answer;
 use crate::dialect::Dialect;
 use crate::intentions::{self, IntentionRule};
+use crate::register::several;
 use crate::request::{Request, known_keys};
 use crate::store::{Shared, State};
 
@@ -52,23 +53,20 @@ pub(crate) fn put(shared: &Shared, req: &Request) -> Result<Answer, Answer> {
             })
         }
         "proxy-defaults" | "service-defaults" => {
+            let mut entry = read_defaults(body, &kind, dialect).map_err(wrong)?;
             if kind == "proxy-defaults" && name != "global" {
                 return Err(Answer::text(400, "invalid name (\"global\" is the only one for proxy-defaults)"));
             }
             shared.update(|state| {
                 allowed(state, req, Right::OperatorWrite, dialect)?;
                 let index = state.next_index();
-                let mut entry = body;
                 entry.insert("CreateIndex".to_owned(), json!(index));
                 entry.insert("ModifyIndex".to_owned(), json!(index));
                 state.config_entries.insert((kind, name), Value::Object(entry));
                 Ok(Answer::json(dialect, &json!(true)))
             })
         }
-        other => Err(Answer::text(
-            400,
-            format!("invalid config entry kind: {other} (the development agent keeps three kinds)"),
-        )),
+        other => Err(wrong(format!("invalid config entry kind: {other}"))),
     }
 }
 
@@ -82,7 +80,7 @@ pub(crate) fn one(shared: &Shared, req: &Request, kind: &str, name: Option<&str>
     let Some(name) = name else {
         let list: Vec<Value> =
             shared.read(|s| s.config_entries.iter().filter(|((k, _), _)| k == kind).map(|(_, v)| v.clone()).collect());
-        return Ok(Answer::json(dialect, &Value::Array(list)));
+        return Ok(known(shared, Answer::json(dialect, &Value::Array(list))));
     };
     let key = (kind.to_owned(), name.to_owned());
     if req.method == http::Method::DELETE {
@@ -92,10 +90,10 @@ pub(crate) fn one(shared: &Shared, req: &Request, kind: &str, name: Option<&str>
             Ok(Answer::json(dialect, &json!({})))
         });
     }
-    shared
-        .read(|s| s.config_entries.get(&key).cloned())
-        .map(|entry| Answer::json(dialect, &entry))
-        .ok_or_else(|| missing(kind, name))
+    match shared.read(|s| s.config_entries.get(&key).cloned()) {
+        Some(entry) => Ok(known(shared, Answer::json(dialect, &entry))),
+        None => Err(known(shared, missing(kind, name))),
+    }
 }
 
 fn service_intentions(shared: &Shared, req: &Request, name: Option<&str>) -> Result<Answer, Answer> {
@@ -110,7 +108,7 @@ fn service_intentions(shared: &Shared, req: &Request, name: Option<&str>) -> Res
             Ok(Answer::json(dialect, &json!({})))
         });
     }
-    shared.read(|state| {
+    let answer = shared.read(|state| {
         allowed(state, req, Right::IntentionRead(name), dialect)?;
         let sources: Vec<Value> = intentions::matching(state, name)
             .into_iter()
@@ -127,9 +125,89 @@ fn service_intentions(shared: &Shared, req: &Request, name: Option<&str>) -> Res
         if sources.is_empty() {
             return Err(missing("service-intentions", name));
         }
-        let body = json!({"Kind": "service-intentions", "Name": name, "Sources": sources});
+        let index = state.intentions_index;
+        let mut body = json!({"Kind": "service-intentions", "Name": name, "Sources": sources});
+        if dialect.is_today() {
+            body["Hash"] = json!(index);
+        }
+        body["CreateIndex"] = json!(index);
+        body["ModifyIndex"] = json!(index);
         Ok(Answer::json(dialect, &body))
-    })
+    });
+    match answer {
+        Ok(answer) => Ok(known(shared, answer)),
+        Err(answer) => Err(known(shared, answer)),
+    }
+}
+
+const DEFAULTS_KEYS: &[&str] = &[
+    "Kind",
+    "Name",
+    "Namespace",
+    "Partition",
+    "Protocol",
+    "Config",
+    "Mode",
+    "TransparentProxy",
+    "MeshGateway",
+    "Expose",
+    "ExternalSNI",
+    "UpstreamConfig",
+    "Meta",
+    "CreateIndex",
+    "ModifyIndex",
+];
+const DEFAULTS_KEYS_TODAY: &[&str] = &[
+    "AccessLogs",
+    "BalanceInboundConnections",
+    "Destination",
+    "EnvoyExtensions",
+    "FailoverPolicy",
+    "Hash",
+    "LocalConnectTimeoutMs",
+    "LocalRequestTimeoutMs",
+    "MaxInboundConnections",
+    "MutualTLSMode",
+    "PrioritizeByLocality",
+    "RateLimits",
+];
+
+/// A defaults entry with the members that Consul always shows.
+fn read_defaults(body: Map<String, Value>, kind: &str, dialect: Dialect) -> Result<Map<String, Value>, String> {
+    let mut keys = DEFAULTS_KEYS.to_vec();
+    if dialect.is_today() {
+        keys.extend(DEFAULTS_KEYS_TODAY);
+    }
+    for key in body.keys() {
+        if !keys.iter().any(|k| k.eq_ignore_ascii_case(&key.replace('_', ""))) {
+            return Err(several(&[format!("invalid config key \"{key}\"")]));
+        }
+    }
+    let mut entry = known_keys(body, &keys, true)?;
+    let mut always = vec!["TransparentProxy", "MeshGateway", "Expose"];
+    if dialect.is_today() && kind == "proxy-defaults" {
+        always.push("AccessLogs");
+    }
+    for key in always {
+        entry.entry(key).or_insert_with(|| json!({}));
+    }
+    if dialect.is_today() {
+        entry.insert("Hash".to_owned(), json!(entry.len()));
+    }
+    Ok(entry)
+}
+
+/// The headers of every answer to a read.
+fn known(shared: &Shared, answer: Answer) -> Answer {
+    let index = shared.read(|s| {
+        let entries = s.config_entries.values().filter_map(|e| e["ModifyIndex"].as_u64());
+        entries.chain([s.intentions_index]).max().unwrap_or(1)
+    });
+    answer
+        .with("X-Consul-Index", index)
+        .with("X-Consul-Knownleader", true)
+        .with("X-Consul-Lastcontact", 0)
+        .with("X-Consul-Query-Backend", "blocking-query")
 }
 
 fn read_intentions(body: Map<String, Value>) -> Result<Vec<(String, IntentionRule, String)>, String> {

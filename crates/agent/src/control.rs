@@ -25,7 +25,7 @@
 //! | `remove-instance` | `{"node": "n2", "id": "db-2"}` |
 //! | `set-check` | `{"id": "…", "status": "critical", "output": ""}` |
 //! | `managed-proxy` | `{"proxy": {…}}`, see [`ManagedProxy`](crate::ManagedProxy) |
-//! | `misbehave` | `{"endpoint": "authorize", "fault": {"status": {"status": 500}}, "times": 3}`; without `times` until cleared |
+//! | `misbehave` | `{"endpoint": "authorize", "fault": {"status": {"status": 500}}, "times": 3}`, see [`Rule`](crate::Rule); without `times` until cleared |
 //! | `behave` | `{"endpoint": "leaf"}`; everything without |
 //! | `refuse-blocked` | `{"endpoint": "leaf", "status": 403, "body": "ACL not found"}` |
 //! | `leaf-fault` | `{"service": "web", "fault": "expired"}`, `null` for none, see [`LeafFault`](crate::LeafFault) |
@@ -55,7 +55,7 @@ use crate::checks::Status;
 use crate::handle::{Handle, HandleError, Instance};
 use crate::leaf::LeafFault;
 use crate::managed::ManagedProxy;
-use crate::misbehave::Fault;
+use crate::misbehave::{Calls, Fault, Rule};
 use crate::roots::RootsFault;
 use crate::stats::Endpoint;
 
@@ -138,7 +138,12 @@ enum Order {
     Misbehave {
         endpoint: Endpoint,
         fault: Fault,
+        #[serde(default)]
         times: Option<u64>,
+        #[serde(default)]
+        calls: Calls,
+        #[serde(default)]
+        containing: Option<String>,
     },
     Behave {
         endpoint: Option<Endpoint>,
@@ -278,9 +283,8 @@ async fn obey(handle: &Handle, order: Order) -> Result<Value, HandleError> {
             found(handle.set_check(&id, status, &output), "check")?;
         }
         Order::ManagedProxy { proxy } => handle.set_managed_proxy(proxy),
-        Order::Misbehave { endpoint, fault, times: None } => handle.misbehave(endpoint, fault),
-        Order::Misbehave { endpoint, fault, times: Some(times) } => {
-            handle.misbehave_times(endpoint, fault, times);
+        Order::Misbehave { endpoint, fault, times, calls, containing } => {
+            handle.misbehave_by(Rule { endpoint, fault, times, calls, containing });
         }
         Order::Behave { endpoint: None } => handle.behave()?,
         Order::Behave { endpoint: Some(endpoint) } => handle.behave_at(endpoint),

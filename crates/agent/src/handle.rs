@@ -439,13 +439,18 @@ impl Handle {
     /// Every call of the endpoint suffers the fault until it is cleared. The oldest fault of an endpoint comes
     /// first.
     pub fn misbehave(&self, endpoint: Endpoint, fault: Fault) {
-        self.rule(endpoint, fault, None);
+        self.misbehave_by(Rule::new(endpoint, fault));
     }
 
     /// The next `times` calls of the endpoint suffer the fault.
     pub fn misbehave_times(&self, endpoint: Endpoint, fault: Fault, times: u64) {
-        if times > 0 {
-            self.rule(endpoint, fault, Some(times));
+        self.misbehave_by(Rule::new(endpoint, fault).times(times));
+    }
+
+    /// The same with all that a rule can say. The oldest rule that meets a call is the one that counts.
+    pub fn misbehave_by(&self, rule: Rule) {
+        if rule.times != Some(0) {
+            self.update(|state| state.rules.push(rule));
         }
     }
 
@@ -660,12 +665,6 @@ impl Handle {
     fn intention(&self, source: &str, destination: &str, rule: IntentionRule) {
         self.update(|state| {
             intentions::put(state, source, destination, rule, "", Value::Null, false);
-        });
-    }
-
-    fn rule(&self, endpoint: Endpoint, fault: Fault, times: Option<u64>) {
-        self.update(|state| {
-            state.rules.push(Rule { endpoint, fault, times });
         });
     }
 

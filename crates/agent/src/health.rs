@@ -285,10 +285,16 @@ fn finish(
         .with("X-Consul-Knownleader", !streaming && index > 1)
         .with("X-Consul-Lastcontact", 0)
         .with("X-Consul-Query-Backend", if streaming { "streaming" } else { "blocking-query" });
-    if blocking.cached {
+    if streaming {
         let question = (req.path.to_lowercase(), req.token.clone());
         let cold = shared.quietly(|s| s.health_warm.insert(question));
-        answer = if cold { answer.with("X-Cache", "MISS") } else { answer.with("X-Cache", "HIT").with("Age", 0) };
+        answer = if !blocking.cached {
+            answer
+        } else if cold {
+            answer.with("X-Cache", "MISS")
+        } else {
+            answer.with("X-Cache", "HIT").with("Age", 0)
+        };
     }
     if filtered == Some(true) {
         answer = answer.with("X-Consul-Results-Filtered-By-Acls", true);

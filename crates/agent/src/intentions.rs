@@ -9,6 +9,7 @@ use time::format_description::well_known::Rfc3339;
 use crate::acl::{Policy, Right, resolve};
 use crate::answer::Answer;
 use crate::dialect::Dialect;
+use crate::register::several;
 use crate::request::{Request, known_keys};
 use crate::servers;
 use crate::stats::Endpoint;
@@ -106,7 +107,9 @@ impl Intention {
             out.insert("Meta".to_owned(), self.meta.clone());
         }
         out.insert("Precedence".to_owned(), json!(self.precedence()));
-        if self.id.is_some() {
+        if let Some(id) = &self.id {
+            // Opaque to everybody but Consul's own replication.
+            out.insert("Hash".to_owned(), json!(opaque_hash(id, &self.updated_at)));
             out.insert("CreatedAt".to_owned(), json!(self.created_at));
             out.insert("UpdatedAt".to_owned(), json!(self.updated_at));
         }
@@ -281,12 +284,14 @@ pub(crate) fn create(shared: &Shared, req: &Request) -> Result<Answer, Answer> {
     req.check_enterprise(dialect)?;
     let body = decode(req, dialect)?;
     let (Some(source), Some(destination)) = (&body.source, &body.destination) else {
-        return Err(Answer::text(500, "SourceName and DestinationName must be set"));
+        return Err(incomplete(dialect, body.source.is_some()));
     };
     shared.update(|state| {
         allowed(state, req, Right::IntentionWrite(destination), dialect)?;
-        if state.intentions.iter().any(|i| i.source == *source && i.destination == *destination) {
-            return Err(Answer::text(500, "duplicate intention found: an intention between these services exists"));
+        let beside = state.intentions.iter().filter(|i| i.destination == *destination);
+        if beside.clone().any(|i| i.source == *source) {
+            let text = format!("Sources[{}] defines \"{source}\" more than once", beside.count());
+            return Err(Answer::text(500, text));
         }
         let id = put(state, source, destination, body.rule.clone(), &body.description, body.meta.clone(), true);
         Ok(Answer::json(dialect, &json!({ "ID": id })))
@@ -297,6 +302,12 @@ pub(crate) fn create(shared: &Shared, req: &Request) -> Result<Answer, Answer> {
 pub(crate) fn by_id(shared: &Shared, req: &Request, id: &str) -> Result<Answer, Answer> {
     let dialect = shared.options.dialect;
     req.check_enterprise(dialect)?;
+    if id.len() != 36 {
+        return Err(Answer::text(
+            400,
+            dialect.bad_request("failed config entry lookup: index error: UUID must be 36 characters"),
+        ));
+    }
     let find = |state: &State| {
         state
             .intentions
@@ -328,6 +339,15 @@ pub(crate) fn by_id(shared: &Shared, req: &Request, id: &str) -> Result<Answer, 
         put(state, &found.source, &found.destination, body.rule, &body.description, body.meta, true);
         Ok(Answer::json(dialect, &json!({ "ID": id })))
     })
+}
+
+/// What each dialect says to an intention without a destination or a source.
+fn incomplete(dialect: Dialect, has_source: bool) -> Answer {
+    if dialect.is_today() {
+        return Answer::forbidden("Permission denied");
+    }
+    let missing = if has_source { "DestinationName must be set" } else { "SourceName must be set" };
+    Answer::text(500, several(&[missing.to_owned()]))
 }
 
 fn required<'a>(req: &'a Request, name: &str) -> Result<&'a str, Answer> {
@@ -381,7 +401,7 @@ fn decode(req: &Request, dialect: Dialect) -> Result<Body, Answer> {
     .map_err(wrong)?;
     let text = |name: &str| body.get(name).and_then(Value::as_str).map(str::to_owned);
     let rule = rule_of(text("Action").as_deref(), body.get("Permissions"))
-        .ok_or_else(|| Answer::text(500, "action must be set to 'allow' or 'deny'"))?;
+        .ok_or_else(|| Answer::text(500, "Sources[0].Action must be set to 'allow' or 'deny'"))?;
     Ok(Body {
         source: text("SourceName"),
         destination: text("DestinationName"),
@@ -403,6 +423,12 @@ pub(crate) fn rule_of(action: Option<&str>, permissions: Option<&Value>) -> Opti
         Some("deny") => Some(IntentionRule::Action(Policy::Deny)),
         _ => None,
     }
+}
+
+fn opaque_hash(id: &str, updated_at: &str) -> String {
+    use base64::Engine as _;
+    use sha1::Digest as _;
+    base64::engine::general_purpose::STANDARD.encode(sha1::Sha1::digest(format!("{id}{updated_at}")))
 }
 
 fn sorted<'a>(items: impl Iterator<Item = &'a Intention>) -> Vec<&'a Intention> {
@@ -449,8 +475,10 @@ async fn blocking(
         let (cold, age) = shared.quietly(|s| (s.health_warm.insert(question), servers::age(s)));
         answer = if cold { answer.with("X-Cache", "MISS") } else { answer.with("X-Cache", "HIT").with("Age", age) };
     }
+    if endpoint == Endpoint::IntentionMatch {
+        answer = answer.with("X-Consul-Effective-Consistency", "leader");
+    }
     Ok(answer
-        .with("X-Consul-Effective-Consistency", "leader")
         .with("X-Consul-Index", index.max(1))
         .with("X-Consul-Knownleader", true)
         .with("X-Consul-Lastcontact", 0)

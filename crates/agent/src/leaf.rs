@@ -245,12 +245,13 @@ pub(crate) fn root_changed(shared: &Shared, state: &mut State) {
     refresh_due(shared, state);
 }
 
-/// A sidecar was registered: today the agent fetches and watches its leaf by itself.
+/// A sidecar was registered: the agent fetches and watches its leaf and the roots by itself.
 pub(crate) fn sidecar_registered(shared: &Shared, state: &mut State, service: &str, token: Option<String>) {
-    if !shared.options.dialect.is_today() {
-        return;
-    }
-    let key = LeafKey { service: service.to_owned(), token: None };
+    state.roots_warm = true;
+    let key = LeafKey {
+        service: service.to_owned(),
+        token: if shared.options.dialect.is_today() { None } else { token.clone() },
+    };
     let allowed = may_sign(shared, state, token.as_deref(), service).is_ok();
     let slot = state.leaves.slots.entry(key.clone()).or_default();
     slot.agent = Some(token);
@@ -262,9 +263,10 @@ pub(crate) fn sidecar_registered(shared: &Shared, state: &mut State, service: &s
 
 /// The last sidecar of the service is gone.
 pub(crate) fn sidecar_gone(state: &mut State, service: &str) {
-    let key = LeafKey { service: service.to_owned(), token: None };
-    if let Some(slot) = state.leaves.slots.get_mut(&key) {
-        slot.agent = None;
+    for (key, slot) in &mut state.leaves.slots {
+        if key.service == service {
+            slot.agent = None;
+        }
     }
 }
 

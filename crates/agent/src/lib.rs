@@ -68,7 +68,7 @@ pub use handle::{Handle, HandleError, Instance, Issued};
 pub use keys::{CaKey, KeyError, KeyMaker};
 pub use leaf::LeafFault;
 pub use managed::ManagedProxy;
-pub use misbehave::Fault;
+pub use misbehave::{Calls, Fault, Rule};
 pub use options::Options;
 pub use roots::RootsFault;
 pub use stats::{AuthorizeCall, Endpoint, Seen, Stats};

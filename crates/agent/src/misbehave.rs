@@ -6,6 +6,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use crate::answer::Answer;
+use crate::request::Request;
 use crate::stats::Endpoint;
 use crate::store::Shared;
 
@@ -64,13 +65,73 @@ pub enum Fault {
     ExtraBytes,
 }
 
-/// A fault where it applies.
-#[derive(Debug, Clone)]
-pub(crate) struct Rule {
-    pub(crate) endpoint: Endpoint,
-    pub(crate) fault: Fault,
+/// A fault, and which calls suffer it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rule {
+    /// Where.
+    pub endpoint: Endpoint,
+    /// What.
+    pub fault: Fault,
     /// Calls that are still to suffer; `None`: until it is cleared.
-    pub(crate) times: Option<u64>,
+    #[serde(default)]
+    pub times: Option<u64>,
+    /// Whether they block.
+    #[serde(default)]
+    pub calls: Calls,
+    /// Only calls whose path and query hold this text: the name of one service, mostly.
+    #[serde(default)]
+    pub containing: Option<String>,
+}
+
+/// Calls by whether they come with an index above 0 or with a hash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Calls {
+    /// Both kinds.
+    #[default]
+    All,
+    /// Those with an index or a hash.
+    Blocking,
+    /// Those without.
+    Plain,
+}
+
+impl Rule {
+    /// A fault for all calls of an endpoint until it is cleared.
+    pub fn new(endpoint: Endpoint, fault: Fault) -> Self {
+        Self { endpoint, fault, times: None, calls: Calls::All, containing: None }
+    }
+
+    /// Ends after this many calls.
+    #[must_use]
+    pub fn times(mut self, times: u64) -> Self {
+        self.times = Some(times);
+        self
+    }
+
+    /// For calls that block, or for those that do not.
+    #[must_use]
+    pub fn calls(mut self, calls: Calls) -> Self {
+        self.calls = calls;
+        self
+    }
+
+    /// For calls whose path and query hold this text.
+    #[must_use]
+    pub fn containing(mut self, text: &str) -> Self {
+        self.containing = Some(text.to_owned());
+        self
+    }
+
+    fn meets(&self, endpoint: Endpoint, target: &str, blocking: bool) -> bool {
+        let calls = match self.calls {
+            Calls::All => true,
+            Calls::Blocking => blocking,
+            Calls::Plain => !blocking,
+        };
+        self.endpoint == endpoint && calls && self.containing.as_ref().is_none_or(|text| target.contains(text))
+    }
 }
 
 /// How a body reaches the wire.
@@ -81,9 +142,11 @@ pub(crate) enum Delivery {
 }
 
 /// Takes the fault that the next call of `endpoint` suffers.
-pub(crate) fn take(shared: &Shared, endpoint: Endpoint) -> Option<Fault> {
+pub(crate) fn take(shared: &Shared, endpoint: Endpoint, target: &str, req: &Request) -> Option<Fault> {
+    let blocking =
+        req.param("index").is_some_and(|n| !matches!(n, "" | "0")) || req.param("hash").is_some_and(|h| !h.is_empty());
     shared.quietly(|state| {
-        let at = state.rules.iter().position(|r| r.endpoint == endpoint)?;
+        let at = state.rules.iter().position(|r| r.meets(endpoint, target, blocking))?;
         let rule = state.rules.get_mut(at)?;
         let fault = rule.fault.clone();
         if let Some(times) = &mut rule.times {

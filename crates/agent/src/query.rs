@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 use crate::acl::{Right, resolve};
 use crate::answer::Answer;
 use crate::checks::Status;
+use crate::dialect::Dialect;
 use crate::health::{Question, Which, instances};
 use crate::request::{Request, known_keys};
 use crate::store::{Shared, State};
@@ -37,7 +38,10 @@ pub(crate) fn create(shared: &Shared, req: &Request) -> Result<Answer, Answer> {
     let id = query.id.clone();
     shared.update(|state| {
         if !query.name.is_empty() && state.queries.iter().any(|q| q.name == query.name) {
-            return Err(Answer::text(500, format!("name '{}' aliases an existing query name", query.name)));
+            return Err(Answer::text(
+                500,
+                format!("raft apply failed: name '{}' aliases an existing query name", query.name),
+            ));
         }
         put(state, query);
         Ok(Answer::json(dialect, &json!({ "ID": id })))
@@ -50,7 +54,7 @@ pub(crate) fn read(body: &Map<String, Value>) -> Result<PreparedQuery, Answer> {
     let text = |key: &str| raw.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
     let service = text("Service");
     if service.is_empty() {
-        return Err(Answer::text(500, "Must provide a Service name to query"));
+        return Err(Answer::text(500, "Invalid prepared query: Must provide a Service name to query"));
     }
     let flag = |key: &str| raw.get(key).and_then(Value::as_bool).unwrap_or(false);
     let list = |value: Option<&Value>| -> Vec<String> {
@@ -80,8 +84,12 @@ pub(crate) fn put(state: &mut State, mut query: PreparedQuery) {
 /// `GET /v1/query`
 pub(crate) fn list(shared: &Shared, req: &Request) -> Result<Answer, Answer> {
     req.check_enterprise(shared.options.dialect)?;
-    let list: Vec<Value> = shared.read(|s| s.queries.iter().map(definition).collect());
-    Ok(Answer::json(shared.options.dialect, &Value::Array(list)))
+    let dialect = shared.options.dialect;
+    let (list, index) = shared.read(|s| {
+        let list: Vec<Value> = s.queries.iter().map(|q| definition(q, dialect)).collect();
+        (list, s.queries.iter().map(|q| q.index).max().unwrap_or(1))
+    });
+    Ok(known(Answer::json(dialect, &Value::Array(list)), index))
 }
 
 /// `GET`, `DELETE /v1/query/:id`
@@ -90,13 +98,13 @@ pub(crate) fn one(shared: &Shared, req: &Request, id: &str) -> Result<Answer, An
     req.check_enterprise(dialect)?;
     shared.update(|state| {
         let at = state.queries.iter().position(|q| q.id == id);
-        let at = at.ok_or_else(|| Answer::text(404, "Query not found"))?;
+        let at = at.ok_or_else(|| unknown(dialect, Answer::text(404, "Query not found")))?;
         if req.method == http::Method::DELETE {
             state.queries.remove(at);
             return Ok(Answer::done(dialect));
         }
-        let view = state.queries.get(at).map(definition);
-        Ok(Answer::json(dialect, &json!([view])))
+        let (view, index) = state.queries.get(at).map_or((Value::Null, 1), |q| (definition(q, dialect), q.index));
+        Ok(known(Answer::json(dialect, &json!([view])), index))
     })
 }
 
@@ -106,16 +114,7 @@ pub(crate) fn execute(shared: &Shared, req: &Request, what: &str) -> Result<Answ
     req.check_enterprise(dialect)?;
     shared.read(|state| {
         let Some(query) = state.queries.iter().find(|q| q.id == what || q.name == what) else {
-            let answer = Answer::text(404, "Query not found");
-            return Err(if dialect.is_today() {
-                answer
-                    .with("X-Consul-Index", 1)
-                    .with("X-Consul-Knownleader", false)
-                    .with("X-Consul-Lastcontact", 0)
-                    .with("X-Consul-Query-Backend", "blocking-query")
-            } else {
-                answer
-            });
+            return Err(unknown(dialect, Answer::text(404, "Query not found")));
         };
         let caller =
             resolve(state.acl.as_ref(), req.token.as_deref()).ok_or_else(|| Answer::forbidden("ACL not found"))?;
@@ -165,23 +164,65 @@ pub(crate) fn execute(shared: &Shared, req: &Request, what: &str) -> Result<Answ
         if dialect.is_today() {
             body["ResultsFilteredByACLs"] = json!(filtered);
         }
-        Ok(Answer::json(dialect, &body)
-            .with("X-Consul-Effective-Consistency", "leader")
-            .with("X-Consul-Index", 1)
-            .with("X-Consul-Knownleader", true)
-            .with("X-Consul-Lastcontact", 0)
-            .with("X-Consul-Query-Backend", "blocking-query"))
+        Ok(known(Answer::json(dialect, &body), 1))
     })
 }
 
-fn definition(query: &PreparedQuery) -> Value {
+/// The headers of an answer that servers gave.
+fn known(answer: Answer, index: u64) -> Answer {
+    answer
+        .with("X-Consul-Effective-Consistency", "leader")
+        .with("X-Consul-Index", index)
+        .with("X-Consul-Knownleader", true)
+        .with("X-Consul-Lastcontact", 0)
+        .with("X-Consul-Query-Backend", "blocking-query")
+}
+
+/// The headers of a 404, which the old dialect leaves out.
+fn unknown(dialect: Dialect, answer: Answer) -> Answer {
+    if !dialect.is_today() {
+        return answer;
+    }
+    answer
+        .with("X-Consul-Index", 1)
+        .with("X-Consul-Knownleader", false)
+        .with("X-Consul-Lastcontact", 0)
+        .with("X-Consul-Query-Backend", "blocking-query")
+}
+
+fn definition(query: &PreparedQuery, dialect: Dialect) -> Value {
+    let mut failover = json!({"NearestN": 0, "Datacenters": null});
+    let mut service = Map::new();
+    service.insert("Service".to_owned(), json!(query.service));
+    if dialect.is_today() {
+        failover["Targets"] = Value::Null;
+        service.insert("SamenessGroup".to_owned(), json!(""));
+    }
+    for (key, value) in [
+        ("Failover", failover),
+        ("OnlyPassing", json!(false)),
+        ("IgnoreCheckIDs", Value::Null),
+        ("Near", json!("")),
+        ("Tags", Value::Null),
+        ("NodeMeta", Value::Null),
+        ("ServiceMeta", Value::Null),
+        ("Connect", json!(false)),
+    ] {
+        service.insert(key.to_owned(), value);
+    }
+    if dialect.is_today() {
+        service.insert("Peer".to_owned(), json!(""));
+    }
+    if let Value::Object(given) = &query.raw {
+        service.extend(given.clone());
+    }
     json!({
         "ID": query.id,
         "Name": query.name,
         "Session": "",
         "Token": "",
         "Template": {"Type": "", "Regexp": "", "RemoveEmptyTags": false},
-        "Service": query.raw,
+        "Service": service,
         "DNS": {"TTL": ""},
         "CreateIndex": query.index,
         "ModifyIndex": query.index,

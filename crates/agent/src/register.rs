@@ -1,6 +1,6 @@
 //! `PUT /v1/agent/service/register` and `…/deregister/:id`: reading a registration, its sidecar, its checks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
@@ -81,23 +81,45 @@ pub(crate) struct Registration {
 pub(crate) enum Refused {
     /// The JSON is not what it should be.
     Decode(String),
-    /// It says something that cannot be.
-    Invalid(String),
+    /// It says things that cannot be.
+    Invalid(Vec<String>),
+    /// The one text, as it is.
+    Plain(String),
 }
 
 impl Refused {
     fn answer(self, dialect: Dialect) -> Answer {
-        match self {
-            Self::Decode(text) => Answer::text(400, dialect.bad_request(&format!("Request decode failed: {text}"))),
-            Self::Invalid(text) => Answer::text(400, dialect.bad_request(&text)),
-        }
+        let text = match self {
+            // This endpoint alone has no "Bad request" in front in the old dialect.
+            Self::Decode(text) => format!("Request decode failed: {text}"),
+            Self::Plain(text) => text,
+            Self::Invalid(all) => {
+                let front = if dialect.is_today() { "Validation failed: " } else { "" };
+                format!("{front}{}", several(&all))
+            }
+        };
+        Answer::text(400, text)
     }
 
     pub(crate) fn text(self) -> String {
         match self {
-            Self::Decode(text) | Self::Invalid(text) => text,
+            Self::Decode(text) | Self::Plain(text) => text,
+            Self::Invalid(all) => several(&all),
         }
     }
+}
+
+/// Errors as Go's multierror prints them.
+pub(crate) fn several(errors: &[String]) -> String {
+    let mut out = match errors.len() {
+        1 => "1 error occurred:\n".to_owned(),
+        n => format!("{n} errors occurred:\n"),
+    };
+    for error in errors {
+        out.push_str(&format!("\t* {error}\n"));
+    }
+    out.push('\n');
+    out
 }
 
 /// `PUT /v1/agent/service/register`
@@ -153,11 +175,11 @@ pub(crate) fn parse(body: Map<String, Value>, dialect: Dialect) -> Result<Regist
     if let Some(Value::String(ns)) = map.get("Namespace")
         && !ns.is_empty()
     {
-        return Err(Refused::Invalid("Invalid namespace: Namespaces are a Consul Enterprise feature".to_owned()));
+        return Err(Refused::Plain("Invalid namespace: Namespaces are a Consul Enterprise feature".to_owned()));
     }
     let name = text(&map, "Name")?;
     if name.is_empty() {
-        return Err(Refused::Invalid("Missing service name".to_owned()));
+        return Err(Refused::Plain("Missing service name".to_owned()));
     }
     let id = Some(text(&map, "ID")?).filter(|id| !id.is_empty()).unwrap_or_else(|| name.clone());
     let kind = text(&map, "Kind")?;
@@ -188,7 +210,7 @@ pub(crate) fn parse(body: Map<String, Value>, dialect: Dialect) -> Result<Regist
         create_index: 0,
         modify_index: 0,
     };
-    validate(&service, dialect).map_err(Refused::Invalid)?;
+    checked(&service, dialect)?;
     let mut checks = Vec::new();
     if let Some(Value::Object(check)) = map.remove("Check")
         && !check.is_empty()
@@ -205,17 +227,17 @@ pub(crate) fn parse(body: Map<String, Value>, dialect: Dialect) -> Result<Regist
     }
     // Definitions are read once without a target, so that a bad one is refused before anything changes.
     for check in &checks {
-        checks::parse(check.clone(), "", "", "").map_err(Refused::Invalid)?;
+        checks::parse(check.clone(), "", "", "").map_err(Refused::Plain)?;
     }
     if let Some(sidecar) = &sidecar {
         let keys = known_keys(sidecar.clone(), SERVICE_KEYS, true).map_err(Refused::Decode)?;
         if keys.get("ID").and_then(Value::as_str).is_some_and(|id| !id.is_empty()) {
-            return Err(Refused::Invalid("Invalid SidecarService: sidecarService can't specify an ID".to_owned()));
+            return Err(Refused::Invalid(vec![
+                "A SidecarService cannot specify an ID as this is managed by the agent".to_owned(),
+            ]));
         }
         if keys.get("Connect").and_then(|c| c.get("SidecarService")).is_some_and(|s| !s.is_null()) {
-            return Err(Refused::Invalid(
-                "Invalid SidecarService: sidecarService can't have a nested sidecarService".to_owned(),
-            ));
+            return Err(Refused::Invalid(vec!["A SidecarService cannot have a nested SidecarService".to_owned()]));
         }
     }
     Ok(Registration { service, checks, sidecar })
@@ -307,8 +329,7 @@ fn store(
     let mut ids = Vec::new();
     for (n, definition) in definitions.into_iter().enumerate() {
         let id = if several { format!("service:{key}:{}", n + 1) } else { format!("service:{key}") };
-        let check =
-            checks::parse(definition, &key, &id, &format!("Service '{name}' check")).map_err(Refused::Invalid)?;
+        let check = checks::parse(definition, &key, &id, &format!("Service '{name}' check")).map_err(Refused::Plain)?;
         ids.push(check.id.clone());
         checks::put(state, check);
     }
@@ -364,7 +385,7 @@ fn sidecar_of(
         }));
     }
     for check in &checks {
-        checks::parse(check.clone(), "", "", "").map_err(Refused::Invalid)?;
+        checks::parse(check.clone(), "", "", "").map_err(Refused::Plain)?;
     }
     let mut port = port(&map, "Port")?;
     if port == 0 {
@@ -389,7 +410,7 @@ fn sidecar_of(
         modify_index: 0,
         id,
     };
-    validate(&service, options.dialect).map_err(Refused::Invalid)?;
+    checked(&service, options.dialect)?;
     Ok((service, checks))
 }
 
@@ -403,7 +424,7 @@ fn sidecar_port(options: &Options, state: &State, id: &str) -> Result<u16, Refus
         .sidecar_ports
         .clone()
         .find(|port| !taken(*port))
-        .ok_or_else(|| Refused::Invalid("none left in the port range for sidecars".to_owned()))
+        .ok_or_else(|| Refused::Plain("none left in the port range for sidecars".to_owned()))
 }
 
 fn fresh_check(service: &str, n: u8, name: &str, status: Status, kind: Kind) -> Check {
@@ -429,64 +450,73 @@ fn check_host(sidecar: &Service) -> String {
     }
 }
 
-fn validate(service: &Service, dialect: Dialect) -> Result<(), String> {
+/// All that is wrong with a proxy, in the order in which each dialect lists it.
+fn validate(service: &Service, dialect: Dialect) -> Vec<String> {
+    let mut wrong = Vec::new();
     if service.kind != "connect-proxy" {
-        return Ok(());
+        return wrong;
     }
     let empty = Proxy::default();
     let proxy = service.proxy.as_ref().unwrap_or(&empty);
+    let no_port = service.port == 0 && service.socket_path.is_empty();
+    if no_port && dialect.is_today() {
+        wrong.push("Port or SocketPath must be set for a connect-proxy".to_owned());
+    }
     if proxy.destination_name.is_empty() {
-        return Err("Proxy.DestinationServiceName must be non-empty for Connect proxy services".to_owned());
+        wrong.push("Proxy.DestinationServiceName must be non-empty for Connect proxy services".to_owned());
     }
     if proxy.destination_name == "*" {
-        return Err("Proxy.DestinationServiceName must not be a wildcard for Connect proxy services".to_owned());
+        wrong.push("Proxy.DestinationServiceName must not be a wildcard for Connect proxy services".to_owned());
     }
-    if service.port == 0 && service.socket_path.is_empty() {
-        return Err("Port or SocketPath must be set for a Connect proxy".to_owned());
+    if no_port && !dialect.is_today() {
+        wrong.push("Port or SocketPath must be set for a Connect proxy".to_owned());
     }
     if service.native {
-        return Err("A Proxy cannot also be Connect Native, only typical services".to_owned());
+        wrong.push("A Proxy cannot also be Connect Native, only typical services".to_owned());
     }
-    if dialect.is_today() {
-        validate_upstreams(&proxy.upstreams)?;
-        if matches!(service.address.as_str(), "0.0.0.0" | "::" | "[::]") {
-            return Err("Invalid service address".to_owned());
-        }
-    }
-    Ok(())
+    validate_upstreams(&proxy.upstreams, &mut wrong);
+    wrong
 }
 
-fn validate_upstreams(upstreams: &[Map<String, Value>]) -> Result<(), String> {
-    let mut binds = BTreeMap::new();
+fn validate_upstreams(upstreams: &[Map<String, Value>], wrong: &mut Vec<String>) {
+    let mut binds = BTreeSet::new();
     for upstream in upstreams {
         let text = |key: &str| upstream.get(key).and_then(Value::as_str).unwrap_or_default();
-        let name = text("DestinationName");
-        if name.is_empty() {
-            return Err("upstream destination name cannot be empty".to_owned());
-        }
-        if name == "*" {
-            return Err("upstream destination name cannot be a wildcard".to_owned());
+        match text("DestinationName") {
+            "" => wrong.push("upstream destination name cannot be empty".to_owned()),
+            "*" => wrong.push("upstream destination name cannot be a wildcard".to_owned()),
+            _ => {}
         }
         if !text("DestinationPeer").is_empty() && !text("Datacenter").is_empty() {
-            return Err("upstream cannot specify both destination peer and datacenter".to_owned());
+            wrong.push("upstream cannot specify both destination peer and datacenter".to_owned());
         }
         let port = upstream.get("LocalBindPort").and_then(Value::as_u64).unwrap_or(0);
         let path = text("LocalBindSocketPath");
         if port == 0 && path.is_empty() {
-            return Err("upstream local bind port or local socket path must be defined and nonzero".to_owned());
+            wrong.push("upstream local bind port or local socket path must be defined and nonzero".to_owned());
+            continue;
         }
         let address = match text("LocalBindAddress") {
             "" => "127.0.0.1",
             other => other,
         };
         let bind = if path.is_empty() { format!("{address}:{port}") } else { path.to_owned() };
-        if let Some(other) = binds.insert(bind.clone(), name.to_owned()) {
-            return Err(format!(
-                "upstreams cannot contain duplicates of local bind address and port: {bind} of {other} and {name}"
+        if !binds.insert(bind.clone()) {
+            wrong.push(format!(
+                "upstreams cannot contain duplicates by local bind address and port or unix path; \"{bind}\" is \
+                 specified twice"
             ));
         }
     }
-    Ok(())
+}
+
+/// `Err` where something is wrong with the proxy or its address.
+fn checked(service: &Service, dialect: Dialect) -> Result<(), Refused> {
+    if matches!(service.address.as_str(), "0.0.0.0" | "::" | "[::]") {
+        return Err(Refused::Plain("Invalid service address".to_owned()));
+    }
+    let wrong = validate(service, dialect);
+    if wrong.is_empty() { Ok(()) } else { Err(Refused::Invalid(wrong)) }
 }
 
 fn parse_proxy(map: Map<String, Value>) -> Result<Proxy, Refused> {
@@ -596,7 +626,8 @@ fn type_error(key: &str, value: &Value) -> Refused {
         Value::Array(_) => "array",
         Value::Object(_) => "object",
     };
-    Refused::Decode(format!("json: cannot unmarshal {kind} into Go struct field ServiceDefinition.{key}"))
+    let wanted = if key.contains("Port") { " of type int" } else { "" };
+    Refused::Decode(format!("json: cannot unmarshal {kind} into Go struct field .Alias.{key}{wanted}"))
 }
 
 #[cfg(test)]

@@ -100,8 +100,12 @@ pub(crate) fn put_configuration(shared: &Shared, req: &Request) -> Result<Answer
         false,
     )
     .map_err(decode)?;
-    if body.get("Provider").and_then(Value::as_str).is_some_and(|p| p != "consul") {
-        return Err(Answer::text(500, "the development agent has the built-in provider only"));
+    let provider = body.get("Provider").and_then(Value::as_str);
+    if provider.is_some_and(|p| p != "consul") {
+        return Err(Answer::text(
+            500,
+            format!("could not initialize provider: unknown CA provider \"{}\"", provider.unwrap_or_default()),
+        ));
     }
     let new = match body.get("Config") {
         Some(Value::Object(map)) => map.clone(),
@@ -124,12 +128,10 @@ pub(crate) fn put_configuration(shared: &Shared, req: &Request) -> Result<Answer
         if let Some(ttl) = ttl {
             state.leaf_ttl = ttl.min(ROOT_TTL);
         }
-        for (key, value) in &new {
-            // Key material is acted upon and not kept: the CA's keys come from outside.
-            if key != "PrivateKey" && key != "RootCert" {
-                state.ca_config.insert(key.clone(), value.clone());
-            }
-        }
+        // What is not named goes. Key material is acted upon and not kept: the CA's keys come from outside.
+        state.ca_config = new.clone();
+        state.ca_config.remove("PrivateKey");
+        state.ca_config.remove("RootCert");
         state.ca_config_index = state.next_index();
         if forced {
             rotate(shared, state, cross_sign)

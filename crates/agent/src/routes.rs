@@ -215,7 +215,7 @@ pub(crate) async fn answer(shared: &Shared, route: &Route, req: &Request) -> Ans
     if !methods.contains(&req.method.as_str()) {
         let allow = format!("OPTIONS,{}", methods.join(","));
         if req.method == http::Method::OPTIONS {
-            return Answer::text(200, "").with("Allow", allow);
+            return Answer::done(dialect).with("Allow", allow);
         }
         return Answer::text(405, format!("method {} not allowed", req.method)).with("Allow", allow);
     }

@@ -187,7 +187,7 @@ async fn respond(shared: &Shared, request: http::Request<Incoming>) -> Response<
             user_agent: parts.headers.get(http::header::USER_AGENT).and_then(|v| v.to_str().ok()).map(str::to_owned),
         });
     });
-    let fault = misbehave::take(shared, endpoint);
+    let fault = misbehave::take(shared, endpoint, &parts.uri.to_string(), &req);
     let instead = match &fault {
         Some(fault) => misbehave::instead(fault).await,
         None => None,

@@ -35,7 +35,11 @@ pub(crate) fn agent_view(options: &Options, state: &State, service: &Service, ha
     if !service.socket_path.is_empty() {
         put("SocketPath", json!(service.socket_path));
     }
-    let tagged = tagged_addresses(options, state, service);
+    let mut tagged = tagged_addresses(options, state, service);
+    if service.native {
+        // The virtual address of a native service is known to the servers only.
+        tagged.remove("consul-virtual");
+    }
     if !tagged.is_empty() {
         put("TaggedAddresses", Value::Object(tagged));
     }
@@ -104,6 +108,9 @@ pub(crate) fn catalog_entry(options: &Options, state: &State, service: &Service)
     put("ServiceEnableTagOverride", json!(service.enable_tag_override));
     put("ServiceProxy", stored_proxy(service));
     put("ServiceConnect", connect(service));
+    if options.dialect.is_today() {
+        put("ServiceLocality", Value::Null);
+    }
     put("CreateIndex", json!(service.create_index));
     put("ModifyIndex", json!(service.modify_index));
     Value::Object(out)
@@ -163,7 +170,7 @@ pub(crate) fn check_view(options: &Options, service: &Service, check: &Check, ta
         "ServiceName": service.name,
         "ServiceTags": tags,
         "Type": check.kind.type_name(),
-        "Interval": "",
+        "Interval": if options.dialect.is_today() { check.kind.interval() } else { String::new() },
         "Timeout": "",
         "ExposedPort": 0,
         "Definition": {},

@@ -76,7 +76,7 @@ async fn every_order_is_understood() {
         ("remove-instance", json!({"node": "n2", "id": "db"})),
         ("managed-proxy", json!({"proxy": {"target_id": "web", "target_name": "web"}})),
         ("misbehave", fault),
-        ("misbehave", json!({"endpoint": "leaf", "fault": "hang"})),
+        ("misbehave", json!({"endpoint": "leaf", "fault": "hang", "calls": "blocking", "containing": "web"})),
         ("behave", json!({"endpoint": "leaf"})),
         ("refuse-blocked", json!({"endpoint": "leaf", "status": 403})),
         ("leaf-fault", json!({"service": "web", "fault": {"other-service": "db"}})),

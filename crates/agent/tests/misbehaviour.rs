@@ -6,7 +6,7 @@ mod common;
 use std::time::Duration;
 
 use common::{Client, Got, start};
-use lictor_agent::{Dialect, Endpoint, Fault, LeafFault, Options};
+use lictor_agent::{Calls, Dialect, Endpoint, Fault, LeafFault, Options, Rule};
 use rcgen::PublicKeyData as _;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -62,6 +62,31 @@ async fn a_call_that_hangs_is_counted_as_arrived_and_not_as_answered() {
     assert_eq!((stats.calls(Endpoint::Authorize), stats.answers(Endpoint::Authorize)), (1, 0));
     handle.behave_at(Endpoint::Authorize);
     assert_eq!(client.authorize(question()).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_fault_can_spare_the_calls_that_do_not_block_and_those_for_other_names() {
+    let agent = start(Options::default()).await;
+    let handle = agent.handle();
+    let client = Client::new(&handle);
+    let error = Fault::Status { status: 500, body: String::new() };
+    handle.misbehave_by(Rule::new(Endpoint::Leaf, error).calls(Calls::Blocking).containing("/web"));
+    let index = client.get(LEAF).await.index();
+    let tail = format!("?index={index}&wait=50ms");
+    assert_eq!(client.get(&format!("{LEAF}{tail}")).await.status, 500);
+    assert_eq!(client.get(&format!("/v1/agent/connect/ca/leaf/db{tail}")).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_caller_that_goes_away_is_no_longer_blocked() {
+    let agent = start(Options::default()).await;
+    let handle = agent.handle();
+    let client = Client::new(&handle);
+    let index = client.get(LEAF).await.index();
+    let call = blocked(&client, format!("{LEAF}?index={index}&wait=60s"));
+    handle.wait_until(|s| s.blocked(Endpoint::Leaf) == 1).await;
+    call.abort();
+    handle.wait_until(|s| s.blocked(Endpoint::Leaf) == 0).await;
 }
 
 #[tokio::test]
