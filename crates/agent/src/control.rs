@@ -17,19 +17,19 @@
 //! | `allow`, `deny`, `forget` | `{"source": "web", "destination": "db"}` |
 //! | `default-intention-policy` | `{"policy": "deny"}`, `null` for none |
 //! | `acl-default` | `{"policy": "deny"}` |
-//! | `add-token` | `{"secret": "…", "token": {"management": true}}`, see [`Token`](crate::Token) |
+//! | `add-token` | `{"secret": "…", "token": {"management": true}}`, see [`Token`] |
 //! | `delete-token` | `{"secret": "…"}` |
 //! | `register` | `{"service": {…}}` as `PUT /v1/agent/service/register` takes it |
 //! | `deregister` | `{"id": "web-1"}` |
-//! | `add-instance` | `{"instance": {…}}`, see [`Instance`](crate::Instance) |
+//! | `add-instance` | `{"instance": {…}}`, see [`Instance`] |
 //! | `remove-instance` | `{"node": "n2", "id": "db-2"}` |
 //! | `set-check` | `{"id": "…", "status": "critical", "output": ""}` |
-//! | `managed-proxy` | `{"proxy": {…}}`, see [`ManagedProxy`](crate::ManagedProxy) |
-//! | `misbehave` | `{"endpoint": "authorize", "fault": {"status": {"status": 500}}, "times": 3}`, see [`Rule`](crate::Rule); without `times` until cleared |
+//! | `managed-proxy` | `{"proxy": {…}}`, see [`ManagedProxy`] |
+//! | `misbehave` | `{"endpoint": "authorize", "fault": {"status": {"status": 500}}, "times": 3}`, see [`Rule`]; without `times` until cleared |
 //! | `behave` | `{"endpoint": "leaf"}`; everything without |
 //! | `refuse-blocked` | `{"endpoint": "leaf", "status": 403, "body": "ACL not found"}` |
-//! | `leaf-fault` | `{"service": "web", "fault": "expired"}`, `null` for none, see [`LeafFault`](crate::LeafFault) |
-//! | `roots-fault` | `{"fault": "empty"}`, `null` for none, see [`RootsFault`](crate::RootsFault) |
+//! | `leaf-fault` | `{"service": "web", "fault": "expired"}`, `null` for none, see [`LeafFault`] |
+//! | `roots-fault` | `{"fault": "empty"}`, `null` for none, see [`RootsFault`] |
 //! | `connection-limit` | `{"limit": 10}` |
 //! | `lose-servers`, `find-servers` | |
 //! | `freeze`, `thaw` | |

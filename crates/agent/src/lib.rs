@@ -19,6 +19,18 @@
 //! # Ok(()) }
 //! ```
 //!
+//! # What it plays and what not
+//!
+//! Two [`Dialect`]s are played, 1.22 and 1.10; `tests/captures.rs` holds its answers beside recorded ones of both.
+//! A [`Handle`] (or the [`control`] listener) drives it, makes it misbehave, and shows what it has seen.
+//!
+//! Not played: HTTPS, gRPC, xDS; other nodes than by [`Handle::add_instance`]; a secondary datacenter's chain and
+//! roots other than P-256 (the built-in CA of Consul makes P-256 by default); filter expressions (500 and a text that
+//! says so); HTTP, gRPC and script checks (400); chains other than the plain one; Enterprise features (400, as in
+//! CE). Key identifiers are SHA-1 of the key and not SHA-256; nobody may rely on how they were made.
+//!
+//! # Independence
+//!
 //! It depends on no other crate of this project, so that it cannot share a fault with the parsers that it is there
 //! to test, and it links no cryptography: keys come from a [`KeyMaker`].
 
