@@ -183,7 +183,9 @@ pub(crate) fn parse(body: Map<String, Value>, dialect: Dialect) -> Result<Regist
     }
     let id = Some(text(&map, "ID")?).filter(|id| !id.is_empty()).unwrap_or_else(|| name.clone());
     let kind = text(&map, "Kind")?;
-    let mut connect = object(&mut map, "Connect")?;
+    // `Proxy`, of the days of managed proxies, is taken and not looked at, as since 1.6.
+    let connect = object(&mut map, "Connect")?;
+    let mut connect = known_keys(connect, &["Native", "SidecarService", "Proxy"], true).map_err(Refused::Decode)?;
     let sidecar = match connect.remove("SidecarService") {
         Some(Value::Object(sidecar)) => Some(sidecar),
         _ => None,
@@ -658,6 +660,15 @@ mod tests {
         let body = json!({"Name": "p", "Kind": "connect-proxy", "Port": 1,
             "Proxy": {"DestinationServiceName": "web", "Upstreams": upstreams}});
         assert!(read(body).err().unwrap_or_default().contains("duplicates"));
+    }
+
+    #[test]
+    fn keys_are_read_in_snake_case_at_every_depth() {
+        let body = json!({"name": "web", "connect": {"sidecar_service": {"port": 7, "proxy": {
+            "local_service_port": 8, "upstreams": [{"destination_name": "db", "local_bind_port": 9}]}}}});
+        let registration = read(body).unwrap();
+        assert!(registration.sidecar.is_some());
+        assert!(read(json!({"Name": "web", "Connect": {"Sidecar": {}}})).is_err());
     }
 
     #[test]
