@@ -60,6 +60,14 @@ pub(crate) struct Check {
     pub(crate) modify_index: u64,
 }
 
+impl Check {
+    /// Its ID without the key that stands in front where the instance is on another node.
+    pub(crate) fn shown_id(&self) -> &str {
+        let front = matches!(self.kind, Kind::Fixed).then(|| self.id.strip_prefix(self.service.as_str()));
+        front.flatten().and_then(|id| id.strip_prefix('/')).unwrap_or(&self.id)
+    }
+}
+
 /// What moves a check.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Kind {

@@ -34,6 +34,7 @@
 //! | `lose-servers`, `find-servers` | |
 //! | `freeze`, `thaw` | |
 //! | `stop`, `start`, `restart-wiped`, `drop-connections` | |
+//! | `wait` | `{"endpoint": "leaf", "calls": 1, "answers": 0, "blocked": 1, "seconds": 10}`; until there are as many |
 //! | `reset-stats` | |
 
 use std::convert::Infallible;
@@ -172,6 +173,16 @@ enum Order {
     Start {},
     RestartWiped {},
     DropConnections {},
+    Wait {
+        endpoint: Endpoint,
+        #[serde(default)]
+        calls: u64,
+        #[serde(default)]
+        answers: u64,
+        #[serde(default)]
+        blocked: u64,
+        seconds: f64,
+    },
     ResetStats {},
 }
 
@@ -302,6 +313,14 @@ async fn obey(handle: &Handle, order: Order) -> Result<Value, HandleError> {
         Order::Start {} => handle.start_listening().await?,
         Order::RestartWiped {} => handle.restart_wiped().await?,
         Order::DropConnections {} => handle.drop_connections().await?,
+        Order::Wait { endpoint, calls, answers, blocked, seconds } => {
+            let seen = handle.wait_until(|s| {
+                s.calls(endpoint) >= calls && s.answers(endpoint) >= answers && s.blocked(endpoint) >= blocked
+            });
+            if tokio::time::timeout(span(seconds)?, seen).await.is_err() {
+                return Err(HandleError::Refused("it did not come to that in time".to_owned()));
+            }
+        }
         Order::ResetStats {} => handle.reset_stats(),
     }
     Ok(json!({}))

@@ -15,7 +15,8 @@ use crate::acl::{Acl, Policy, Token};
 use crate::answer::Answer;
 use crate::ca::{CaError, ROOT_TTL, Validity};
 use crate::catalog::{self, Node};
-use crate::checks::{self, Check, Kind, Status};
+use crate::catalog_api;
+use crate::checks::{self, Status};
 use crate::intentions::{self, IntentionRule};
 use crate::keys::sec1_pem;
 use crate::leaf::{self, LeafFault};
@@ -365,26 +366,8 @@ impl Handle {
             .service;
         service.node =
             Some(Node { name: instance.node, address: instance.node_address, datacenter: instance.datacenter });
-        let key = service.key();
-        self.update(|state| {
-            catalog::put(state, service);
-            let id = format!("service:{key}");
-            state.catalog.checks.remove(&id);
-            checks::put(
-                state,
-                Check {
-                    id,
-                    name: "set by hand".to_owned(),
-                    service: key,
-                    status: instance.status,
-                    notes: String::new(),
-                    output: String::new(),
-                    kind: Kind::Fixed,
-                    create_index: 0,
-                    modify_index: 0,
-                },
-            );
-        });
+        let check = catalog_api::fixed(&service.key(), "health", "set by hand", instance.status, "");
+        self.update(|state| catalog_api::put(state, service, vec![check]));
         Ok(())
     }
 
@@ -631,10 +614,17 @@ impl Handle {
     /// timeout around it.
     pub async fn wait_until(&self, mut done: impl FnMut(&Stats) -> bool) -> Stats {
         let mut stats = self.shared().stats.subscribe();
-        match stats.wait_for(|s| done(s)).await {
-            Ok(found) => found.clone(),
-            // The sender lives in what this handle holds.
-            Err(_) => std::future::pending().await,
+        loop {
+            {
+                let seen = stats.borrow_and_update();
+                if done(&seen) {
+                    return seen.clone();
+                }
+            }
+            if stats.changed().await.is_err() {
+                // The sender lives in what this handle holds, so this does not come to pass.
+                std::future::pending::<()>().await;
+            }
         }
     }
 

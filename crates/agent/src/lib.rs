@@ -42,6 +42,7 @@ mod answer;
 mod authorize;
 mod ca;
 mod catalog;
+mod catalog_api;
 mod chain;
 mod checks;
 mod config_entries;

@@ -8,8 +8,8 @@ use crate::roots::Source;
 use crate::stats::Endpoint;
 use crate::store::Shared;
 use crate::{
-    agent_api, authorize, chain, checks, config_entries, health, intentions, leaf, managed, query, register, roots,
-    servers, tokens,
+    agent_api, authorize, catalog_api, chain, checks, config_entries, health, intentions, leaf, managed, query,
+    register, roots, servers, tokens,
 };
 
 /// What a path means; the text is an ID or a name.
@@ -38,6 +38,8 @@ pub(crate) enum Route {
     AgentSelf,
     Health(Which, String),
     CatalogService(Which, String),
+    CatalogRegister,
+    CatalogDeregister,
     CatalogServices,
     CatalogNodes,
     QueryExecute(String),
@@ -114,6 +116,8 @@ impl Route {
             "agent/checks" => return Self::AgentChecks,
             "agent/check/register" => return Self::CheckRegister,
             "agent/self" => return Self::AgentSelf,
+            "catalog/register" => return Self::CatalogRegister,
+            "catalog/deregister" => return Self::CatalogDeregister,
             "catalog/services" => return Self::CatalogServices,
             "catalog/nodes" => return Self::CatalogNodes,
             "query" => return Self::Queries,
@@ -170,7 +174,11 @@ impl Route {
             Self::AgentSelf => Endpoint::AgentSelf,
             Self::Health(Which::Connect, _) => Endpoint::HealthConnect,
             Self::Health(Which::Plain, _) => Endpoint::HealthService,
-            Self::CatalogService(..) | Self::CatalogServices | Self::CatalogNodes => Endpoint::Catalog,
+            Self::CatalogRegister
+            | Self::CatalogDeregister
+            | Self::CatalogService(..)
+            | Self::CatalogServices
+            | Self::CatalogNodes => Endpoint::Catalog,
             Self::QueryExecute(_) => Endpoint::QueryExecute,
             Self::Queries | Self::Query(_) => Endpoint::Query,
             Self::Chain(_) => Endpoint::DiscoveryChain,
@@ -195,6 +203,8 @@ impl Route {
             | Self::CheckDeregister(_)
             | Self::CheckReport(..)
             | Self::ConfigPut
+            | Self::CatalogRegister
+            | Self::CatalogDeregister
             | Self::PolicyCreate
             | Self::TokenCreate => &["PUT"],
             Self::Queries => &["GET", "POST"],
@@ -267,6 +277,8 @@ async fn dispatch(shared: &Shared, route: &Route, req: &Request) -> Result<Answe
         Route::AgentSelf => agent_api::own(shared, req),
         Route::Health(which, name) => health::get(shared, req, *which, name).await,
         Route::CatalogService(which, name) => health::catalog_service(shared, req, *which, name).await,
+        Route::CatalogRegister => catalog_api::register(shared, req),
+        Route::CatalogDeregister => catalog_api::deregister(shared, req),
         Route::CatalogServices => health::catalog_services(shared, req).await,
         Route::CatalogNodes => health::catalog_nodes(shared, req).await,
         Route::QueryExecute(what) => query::execute(shared, req, what),

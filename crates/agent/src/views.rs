@@ -161,7 +161,7 @@ pub(crate) fn check_view(options: &Options, service: &Service, check: &Check, ta
     let node = service.node.as_ref().map_or(options.node_name.as_str(), |n| &n.name);
     json!({
         "Node": node,
-        "CheckID": check.id,
+        "CheckID": check.shown_id(),
         "Name": check.name,
         "Status": check.status.as_str(),
         "Notes": check.notes,

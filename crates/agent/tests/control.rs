@@ -107,6 +107,9 @@ async fn an_order_acts_on_the_agent_and_the_statistics_show_it() {
     let question = json!({"Target": "db", "ClientCertURI": "spiffe://x.consul/ns/default/dc/dc1/svc/web"});
     let got = client.authorize(question).await;
     assert_eq!(got.json()["Authorized"], false);
+    order.done("wait", json!({"endpoint": "authorize", "answers": 1, "seconds": 5})).await;
+    let (status, _) = order.give("wait", json!({"endpoint": "authorize", "calls": 2, "seconds": 0.05})).await;
+    assert_eq!(status, 400);
     let stats = order.stats().await;
     assert_eq!(stats["calls"]["authorize"], 1);
     assert_eq!(stats["authorizes"][0]["status"], 200);

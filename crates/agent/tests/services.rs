@@ -266,3 +266,26 @@ async fn the_catalog_lists_services_nodes_and_instances() {
     assert_eq!(nodes[0]["Node"], "lictor-dev");
     assert_eq!(client.get("/v1/status/leader").await.json(), json!("127.0.0.1:8300"));
 }
+
+#[tokio::test]
+async fn an_instance_on_another_node_is_registered_with_the_servers_and_goes_with_its_node() {
+    let agent = start(quick()).await;
+    let client = Client::new(&agent.handle());
+    let body = json!({"Node": "n2", "Address": "10.0.0.2",
+        "Service": {"ID": "db-2", "Service": "db-sidecar-proxy", "Kind": "connect-proxy", "Port": 1,
+            "Proxy": {"DestinationServiceName": "db"}},
+        "Check": {"CheckID": "alive", "Name": "alive", "Status": "passing", "ServiceID": "db-2"}});
+    let got = client.put("/v1/catalog/register", body.clone()).await;
+    assert_eq!((got.status, got.body.as_str()), (200, "true"));
+    let list = client.get("/v1/health/connect/db?passing").await.json();
+    assert_eq!(list[0]["Node"]["Address"], "10.0.0.2");
+    assert_eq!(list[0]["Checks"][1]["CheckID"], "alive");
+    let mut critical = body;
+    critical["Check"]["Status"] = json!("critical");
+    client.put("/v1/catalog/register", critical).await;
+    assert!(ids(&client.get("/v1/health/connect/db?passing").await.json()).is_empty());
+    assert_eq!(ids(&client.get("/v1/health/connect/db").await.json()), ["db-2"]);
+    client.put("/v1/catalog/deregister", json!({"Node": "n2"})).await;
+    assert!(ids(&client.get("/v1/health/connect/db").await.json()).is_empty());
+    assert_eq!(client.put("/v1/catalog/register", json!({"Node": "n2"})).await.status, 500);
+}
