@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     cert_source::CertSource as _,
-    identity::DEFAULT,
+    identity::{DEFAULT, Grammar},
     material::Leaf,
     rotation::{Changed, Clock, Rotation, UpdateRefused},
     verify::RejectReason,
@@ -92,32 +92,34 @@ impl LeafWatch {
         }
     }
 
-    /// Hands a leaf on. Gives the time until it should be asked for again, unless that stays as it is.
-    fn offer(&mut self, leaf: Leaf) -> Result<Option<Duration>, String> {
+    /// Hands a leaf on to the rotation. Tells when to ask for it again, unless that stays as it is, and what is wrong
+    /// with it, if anything.
+    fn offer(&mut self, leaf: Leaf) -> (Option<Duration>, Option<String>) {
         let (serial, not_after) = (leaf.serial().clone(), leaf.not_after());
         let life = Duration::from_secs(not_after.as_secs()).saturating_sub(self.now());
         let half = (life / 2).max(SHORTEST_POLL);
         match self.rotation.offer_leaf(leaf) {
-            Ok(Changed::Nothing) => Ok(None),
+            Ok(Changed::Nothing) => (None, None),
             Ok(Changed::Applied) => {
                 tracing::info!(%serial, not_after = not_after.as_secs(), "a new leaf is in use");
-                Ok(Some(half))
+                (Some(half), None)
+            }
+            // Until there are roots at all every leaf is held, and nobody need be told.
+            Ok(Changed::Held(_)) if self.rotation.state().pending.iter().any(|pending| pending == "roots") => {
+                (Some(half), None)
             }
             Ok(Changed::Held(reason)) => {
-                // Until there are roots at all every leaf is held, and nobody need be told.
-                if self.rotation.state().pending.iter().any(|pending| pending == "roots") {
-                    return Ok(Some(half));
-                }
                 // It may have come before its root, so the roots are asked for now.
                 if reason == RejectReason::UnknownIssuer {
                     self.roots.nudge();
                 }
-                self.say(Some(format!("a new leaf with serial {serial} is held back: {reason}")));
                 // The rotation looks at it again when roots come; that it has become valid shows when it is offered.
-                Ok(Some(SHORTEST_POLL))
+                (Some(SHORTEST_POLL), Some(format!("a new leaf with serial {serial} is held back: {reason}")))
             }
-            Err(UpdateRefused::Stale) => Ok(Some(REFUSED_POLL.max(half / 2))),
-            Err(refused) => Err(format!("the agent's leaf with serial {serial} is refused: {refused}")),
+            Err(UpdateRefused::Stale) => (Some(half), None),
+            Err(refused) => {
+                (Some(REFUSED_POLL), Some(format!("the agent's leaf with serial {serial} is refused: {refused}")))
+            }
         }
     }
 
@@ -145,34 +147,26 @@ impl Watched for LeafWatch {
         Cursor::index(answer)
     }
 
+    /// An answer that is no JSON is an error of the watch. One whose content is no good is not: the watch goes on
+    /// waiting for the next leaf, and the floor poll asks meanwhile.
     fn take(&mut self, answer: &Answer, plain: bool) -> Result<(), String> {
-        let now = self.now();
+        let answer = read(&answer.body)?;
         let leaf =
-            parse(&answer.body, self.rotation.policy().grammar).and_then(|leaf| self.check_names(&leaf).map(|()| leaf));
+            parse(&answer, self.rotation.policy().grammar).and_then(|leaf| self.check_names(&leaf).map(|()| leaf));
         self.trouble.set(leaf.as_ref().err().cloned());
-        let outcome = leaf.and_then(|leaf| {
-            let life = Duration::from_secs(leaf.not_after().as_secs()).saturating_sub(now);
-            Ok((self.offer(leaf)?, life))
-        });
-        match outcome {
-            Ok((poll, life)) => {
-                if poll != Some(SHORTEST_POLL) {
-                    self.say(None);
-                }
-                let unchanged_but_asked = plain.then(|| (life / 2).max(SHORTEST_POLL));
-                if let Some(poll) = poll.or(unchanged_but_asked) {
-                    self.poll_at = Some(now + poll);
-                }
-                Ok(())
+        let (poll, why) = match leaf {
+            Ok(leaf) => {
+                let life = Duration::from_secs(leaf.not_after().as_secs()).saturating_sub(self.now());
+                let (poll, why) = self.offer(leaf);
+                (poll.or_else(|| plain.then(|| (life / 2).max(SHORTEST_POLL))), why)
             }
-            Err(why) => {
-                // The answer came as it should and only its content is no good, so the watch goes on waiting for the
-                // next one instead of backing off; the floor poll asks meanwhile.
-                self.poll_at = Some(now + REFUSED_POLL);
-                self.say(Some(why));
-                Ok(())
-            }
+            Err(why) => (Some(REFUSED_POLL), Some(why)),
+        };
+        if let Some(poll) = poll {
+            self.poll_at = Some(self.now() + poll);
         }
+        self.say(why);
+        Ok(())
     }
 
     /// Half of the leaf's remaining life, again and again as it runs out: some agents never return a blocked call, or
@@ -196,12 +190,15 @@ struct LeafAnswer {
     key: Zeroizing<String>,
 }
 
-/// Parses an answer. No error quotes it, since the key is in it.
-pub(super) fn parse(body: &[u8], grammar: crate::identity::Grammar) -> Result<Leaf, String> {
-    let answer: LeafAnswer = serde_json::from_slice(body).map_err(|error| {
+/// Reads an answer. No error quotes it, since the key is in it.
+fn read(body: &[u8]) -> Result<LeafAnswer, String> {
+    serde_json::from_slice(body).map_err(|error| {
         let (line, column) = (error.line(), error.column());
         format!("the agent's leaf is not the expected JSON (line {line}, column {column})")
-    })?;
+    })
+}
+
+fn parse(answer: &LeafAnswer, grammar: Grammar) -> Result<Leaf, String> {
     Leaf::from_pem(&answer.certificates, &answer.key, grammar)
         .map_err(|error| format!("the agent's leaf cannot be used: {error}"))
 }
@@ -209,7 +206,6 @@ pub(super) fn parse(body: &[u8], grammar: crate::identity::Grammar) -> Result<Le
 #[cfg(test)]
 mod tests {
     use super::{super::captured::captured, *};
-    use crate::identity::Grammar;
 
     /// The recording without its key, and with one that is a key in form.
     fn with_key(body: &[u8]) -> Vec<u8> {
@@ -227,8 +223,9 @@ mod tests {
             (captured!("v122-leaf"), 1),
             (captured!("v122-leaf-secondary-dc"), 3),
         ] {
-            assert!(parse(&body, Grammar::Spiffe).is_err(), "the recording has no key");
-            let leaf = parse(&with_key(&body), Grammar::Spiffe).unwrap();
+            let without_key = parse(&read(&body).unwrap(), Grammar::Spiffe);
+            assert!(without_key.is_err(), "the recording has none");
+            let leaf = parse(&read(&with_key(&body)).unwrap(), Grammar::Spiffe).unwrap();
             assert_eq!(leaf.chain().len(), certificates, "{leaf:?}");
         }
     }

@@ -25,6 +25,11 @@ use super::{
 /// the watch deaf for longer.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
+/// The wait of the first blocked call after an error; each one that ends well doubles it. An agent that comes back
+/// may be restarted once more just between two calls of ours, unnoticed, and would hold a call whose index or hash it
+/// does not know for the whole wait.
+const WAIT_AFTER_ERROR: Duration = Duration::from_secs(2);
+
 /// With less time than this until a plain call is due, it is made now.
 const SHORTEST_WAIT: Duration = Duration::from_secs(1);
 
@@ -143,8 +148,9 @@ pub(super) async fn watch(client: AgentClient, mut watched: impl Watched, nudge:
     let mut cursor: Option<Cursor> = None;
     let mut failures = 0_u32;
     let mut timed_out = false;
+    let mut longest_wait = LONGEST_WAIT;
     loop {
-        let wait = watched.plain_call_due().map_or(LONGEST_WAIT, |due| due.min(LONGEST_WAIT));
+        let wait = watched.plain_call_due().map_or(longest_wait, |due| due.min(longest_wait));
         let sent = cursor.take().filter(|_| wait >= SHORTEST_WAIT);
         let call = match &sent {
             Some(cursor) => cursor
@@ -182,6 +188,7 @@ pub(super) async fn watch(client: AgentClient, mut watched: impl Watched, nudge:
                 failures = 0;
             } else if sent.is_some() {
                 failures = 0;
+                longest_wait = (longest_wait * 2).min(LONGEST_WAIT);
             } else if failures > 0 {
                 // A plain call proves little: agents answer it from memory while each blocked one fails.
                 tokio::time::sleep(backoff::pause(failures)).await;
@@ -194,6 +201,7 @@ pub(super) async fn watch(client: AgentClient, mut watched: impl Watched, nudge:
             continue;
         };
         failures = failures.saturating_add(1);
+        longest_wait = WAIT_AFTER_ERROR;
         let connect = matches!(answer, Err(CallError::Connect(_)));
         if trouble.set(Some(why.clone())).as_ref() != Some(&why) {
             tracing::warn!(watch = watched.name(), error = why, "watch failed; keeping what it last said");
