@@ -1,1 +1,30 @@
-//! The data plane of Lictor: inbound, outbound, balancer, relay, limits, drain.
+//! The data plane of Lictor: accept, prove, permit, dial, relay.
+//!
+//! It knows the traits of `lictor-core` and nothing of Consul. A [`Sidecar`] is one service identity with its
+//! listeners; connections run on [`Workers`], whatever drives the sidecar on a runtime of its own, so that neither
+//! starves the other.
+
+#![forbid(unsafe_code)]
+
+pub mod agent_tls;
+mod balancer;
+mod buffers;
+pub mod config;
+mod dial;
+mod handshake;
+mod inbound;
+pub mod limits;
+mod listener;
+mod live;
+pub mod metrics;
+mod outbound;
+pub mod record;
+mod relay;
+mod shared;
+mod sidecar;
+mod socket;
+mod workers;
+
+pub use config::{Application, BindPolicy, InboundConfig, Limits, SidecarConfig, UpstreamBind, UpstreamConfig};
+pub use sidecar::{BindError, ListenerState, ListenerStatus, Parts, Sidecar};
+pub use workers::{DEFAULT_WORKERS, Workers};

@@ -1,0 +1,129 @@
+//! Drives a session's handshake over a socket.
+
+use std::{future::poll_fn, io, task::Poll, time::Duration};
+
+use lictor_core::{Established, HandshakeStep, Judge, MeshSession, SessionError};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use crate::{
+    buffers::lend,
+    record::{EndReason, HandshakeFailure},
+    relay::poll_read_into,
+};
+
+/// What one step of a handshake reads at most. A flight with a long chain is smaller.
+const STEP: usize = 16 * 1024;
+
+/// What a refused peer may still send before its socket is closed, so that it reads the alert and not a reset.
+const FAREWELL_BYTES: usize = 64 * 1024;
+
+/// How long a refused peer may take to read the alert.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// A finished handshake.
+pub(crate) struct Shaken {
+    pub(crate) session: Box<dyn MeshSession>,
+    pub(crate) established: Established,
+    /// Ciphertext behind the peer's last flight.
+    pub(crate) early: Vec<u8>,
+}
+
+/// Why there is none.
+pub(crate) enum Unshaken {
+    /// The peer opened and closed without a byte, as TCP health checks do. No failure.
+    BareOpen,
+    /// It failed, for this reason; any alert has been sent.
+    Failed(EndReason, String),
+}
+
+/// Shakes hands. `judge` is asked anew for each step, so that the newest roots judge.
+///
+/// `hello` is called once when the first flight of the peer has been understood.
+pub(crate) async fn shake<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut S,
+    mut session: Box<dyn MeshSession>,
+    judge: impl Fn() -> Judge,
+    mut hello: impl FnMut(),
+) -> Result<Shaken, Unshaken> {
+    let mut wire: Vec<u8> = Vec::new();
+    let mut heard = 0usize;
+    let mut read = false;
+    loop {
+        // One synchronous step, with the thread's buffers.
+        let step = poll_fn(|cx| {
+            lend(|lent| {
+                lent.wire.append(&wire);
+                if read {
+                    match poll_read_into(cx, stream, &mut lent.wire, STEP + wire.len()) {
+                        Ok(Poll::Pending) => return Poll::Pending,
+                        Ok(Poll::Ready(0)) => return Poll::Ready(Err(None)),
+                        Ok(Poll::Ready(n)) => heard += n,
+                        Err(error) => return Poll::Ready(Err(Some(error))),
+                    }
+                }
+                let result = session.handshake(&judge(), &mut lent.wire, &mut lent.out);
+                wire = lent.wire.take();
+                Poll::Ready(Ok((result, lent.out.take())))
+            })
+        })
+        .await;
+        let (result, out) = match step {
+            Ok(step) => step,
+            Err(_) if heard == 0 && read => return Err(Unshaken::BareOpen),
+            Err(error) => return Err(closed(error)),
+        };
+        if !out.is_empty() {
+            hello();
+        }
+        let refused = result.is_err();
+        if let Err(error) = stream.write_all(&out).await
+            && !refused
+        {
+            return Err(closed(Some(error)));
+        }
+        match result {
+            Ok(HandshakeStep::NeedInput) => {}
+            Ok(HandshakeStep::Done(established)) => {
+                return Ok(Shaken { session, established: *established, early: wire });
+            }
+            Err(error) => {
+                farewell(stream).await;
+                return Err(Unshaken::Failed(reason(&error), error.to_string()));
+            }
+        }
+        read = true;
+        // A flood of handshakes is paid for step by step, so that data in flight gets its turn between.
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Lets a refused peer read what was sent to it: closing with its bytes unread would reset the alert away.
+pub(crate) async fn farewell<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) {
+    let drain = async {
+        let _ = stream.shutdown().await;
+        let mut scrap = [0; 4096];
+        let mut left = FAREWELL_BYTES;
+        while let Ok(n) = stream.read(&mut scrap).await {
+            left = left.saturating_sub(n);
+            if n == 0 || left == 0 {
+                return;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(FAREWELL, drain).await;
+}
+
+fn closed(error: Option<io::Error>) -> Unshaken {
+    let words = error.map_or_else(|| "closed in mid-handshake".to_owned(), |error| error.to_string());
+    Unshaken::Failed(EndReason::Handshake(HandshakeFailure::Closed), words)
+}
+
+fn reason(error: &SessionError) -> EndReason {
+    match error {
+        SessionError::NotTls => EndReason::Handshake(HandshakeFailure::NotTls),
+        SessionError::PeerAlert(_) => EndReason::Handshake(HandshakeFailure::PeerAlert),
+        SessionError::NothingInCommon(_) => EndReason::Handshake(HandshakeFailure::NothingInCommon),
+        SessionError::Internal(_) => EndReason::Handshake(HandshakeFailure::Internal),
+        other => other.reject_reason().map_or(EndReason::Internal, EndReason::Rejected),
+    }
+}

@@ -1,0 +1,190 @@
+//! One connection from the mesh: handshake and authorization under one deadline, then the application, then bytes.
+//!
+//! The application is dialled with the permit in hand and not before. A peer that is refused by its certificate gets
+//! an alert; one that is denied afterwards is reset without close_notify, since nothing ended cleanly.
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use lictor_core::{ExpectedPeer, Inbound, PeerProof, Permit, RejectReason, verify_peer};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, timeout_at},
+};
+
+use crate::{
+    config::InboundConfig,
+    handshake::{Shaken, Unshaken, shake},
+    limits::Slot,
+    live::Serving,
+    record::{ByteCounts, ConnectionCount, Direction, EndReason, HandshakeFailure, LiveConnection, next_id},
+    relay::Relay,
+    shared::Shared,
+    socket::{reset, tune},
+};
+
+/// A peer that may reach the application: who, by which rule, over which session.
+struct Admitted {
+    shaken: Shaken,
+    permit: Permit,
+    handshake: Duration,
+}
+
+/// Serves one accepted connection to its end.
+pub(crate) async fn serve(
+    shared: Arc<Shared>,
+    config: Arc<InboundConfig>,
+    mut stream: TcpStream,
+    peer: SocketAddr,
+    slot: Slot,
+) {
+    let _in_flight = shared.inbound_in_flight.enter();
+    let metrics = shared.metrics.inbound.clone();
+    let began = std::time::Instant::now();
+    tune(&stream);
+    let outcome = admit(&shared, &config, &mut stream, peer).await;
+    let Admitted { shaken, permit, handshake } = match outcome {
+        Ok(admitted) => admitted,
+        Err(Unshaken::BareOpen) => {
+            metrics.bare_opens.add(1);
+            return;
+        }
+        Err(Unshaken::Failed(reason, detail)) => {
+            metrics.ended(reason);
+            note_refusal(&shared, peer, reason, &detail);
+            if !matches!(reason, EndReason::Rejected(_) | EndReason::Handshake(HandshakeFailure::NotTls)) {
+                reset(stream);
+            }
+            return;
+        }
+    };
+    let deadline = Instant::now() + config.connect_timeout;
+    let mut application = match shared.dialler.application(&config.application, deadline).await {
+        Ok(application) => application,
+        Err(error) => {
+            metrics.ended(EndReason::ApplicationUnreachable);
+            if let Some(held) = shared.lines.admit(std::time::Instant::now()) {
+                let application = &config.application;
+                tracing::warn!(%application, %error, lines.held_back = held, "the application does not accept; is it running?");
+            }
+            reset(stream);
+            return;
+        }
+    };
+    let Shaken { session, established, early } = shaken;
+    let (peer_identity, peer_serial) = LiveConnection::identify(&established.peer.identity);
+    let own_identity = shared.live.serving().map_or_else(String::new, |s| s.material.leaf.identity().to_string());
+    let entry = shared.table.insert(LiveConnection {
+        id: next_id(),
+        direction: Direction::Inbound,
+        upstream: None,
+        opener: Some(peer),
+        instance: None,
+        own_identity: own_identity.into(),
+        peer_identity,
+        peer_serial,
+        rule: Some((permit.rule().into(), permit.decided_at())),
+        tls: established.facts,
+        started: SystemTime::now(),
+        began,
+        handshake,
+        bytes: ByteCounts::default(),
+    });
+    drop(established);
+    metrics.established.add(1);
+    metrics.open.up();
+    let idle = shared.limits.read().idle;
+    let count = ConnectionCount::new(entry.connection.clone(), metrics.clone());
+    let (reason, detail) = {
+        let mut relay = Relay::new(&mut stream, session, &mut application, early, &shared.budget, count);
+        tokio::select! {
+            end = relay.run(idle) => end,
+            () = shared.cut.cancelled() => (EndReason::Cut, String::new()),
+        }
+    };
+    if reason == EndReason::Finished {
+        application.end_cleanly();
+    }
+    metrics.open.down();
+    metrics.ended(reason);
+    entry.connection.write(reason, &detail);
+    drop(slot);
+}
+
+/// Handshake and authorization under one deadline.
+async fn admit(
+    shared: &Arc<Shared>,
+    config: &InboundConfig,
+    stream: &mut TcpStream,
+    peer: SocketAddr,
+) -> Result<Admitted, Unshaken> {
+    let failed = |reason, detail: &str| Unshaken::Failed(reason, detail.to_owned());
+    let place = shared.handshakes.begin(peer.ip()).map_err(|limit| failed(EndReason::Limit(limit), ""))?;
+    let serving = shared.live.serving().ok_or_else(|| failed(EndReason::NoMaterial, "no certificate yet"))?;
+    let deadline = Instant::now() + config.handshake_timeout;
+    let timeout = |_| failed(EndReason::Handshake(HandshakeFailure::Timeout), "");
+    tokio::select! {
+        biased;
+        () = place.given_up() => Err(failed(EndReason::Handshake(HandshakeFailure::GivenUp), "")),
+        admitted = timeout_at(deadline, prove_and_permit(shared, &serving, stream, || place.greeted())) => {
+            admitted.map_err(timeout)?
+        }
+    }
+}
+
+async fn prove_and_permit(
+    shared: &Arc<Shared>,
+    serving: &Arc<Serving>,
+    stream: &mut TcpStream,
+    greeted: impl Fn(),
+) -> Result<Admitted, Unshaken> {
+    let failed = |reason, detail: String| Unshaken::Failed(reason, detail);
+    let internal = |error: lictor_core::SessionError| failed(EndReason::Internal, error.to_string());
+    let metrics = &shared.metrics.inbound;
+    let began = Instant::now();
+    let own = serving.material.leaf.identity();
+    let session = serving.context.accept().map_err(internal)?;
+    let judge = || shared.live.judge(ExpectedPeer::ClientOf(own.clone()), serving);
+    let shaken = shake(stream, session, judge, greeted).await;
+    if let Err(Unshaken::Failed(EndReason::Rejected(RejectReason::UnknownIssuer), _)) = &shaken {
+        shared.live.suspect_stale_roots();
+    }
+    let shaken = shaken?;
+    let handshake = began.elapsed();
+    metrics.handshake.record(handshake);
+    let peer = &shaken.established.peer;
+    let asked = Instant::now();
+    let question = Inbound { target: &shared.service, peer: &peer.identity };
+    let answer = shared.authorizer.authorize(&question).await;
+    metrics.authorize.record(asked.elapsed());
+    let permit = answer.map_err(|refusal| failed(EndReason::Refused(refusal.kind), refusal.detail))?;
+    judge_again(shared, serving, peer).map_err(|reason| failed(EndReason::Rejected(reason), "roots changed".into()))?;
+    Ok(Admitted { shaken, permit, handshake })
+}
+
+/// Judges the peer once more when the roots have changed since it was judged.
+fn judge_again(shared: &Shared, serving: &Serving, peer: &PeerProof) -> Result<(), RejectReason> {
+    let judge = shared.live.judge(ExpectedPeer::ClientOf(serving.material.leaf.identity().clone()), serving);
+    if judge.roots.generation() == peer.roots_generation {
+        return Ok(());
+    }
+    let again = verify_peer(&judge, &peer.chain, shared.live.backend().signature_algorithms())?;
+    if again.identity == peer.identity { Ok(()) } else { Err(RejectReason::Unjudged) }
+}
+
+/// A line about a peer that proved nothing or may not: at a bounded rate, since anybody can cause them.
+fn note_refusal(shared: &Shared, peer: SocketAddr, reason: EndReason, detail: &str) {
+    let Some(held) = shared.lines.admit(std::time::Instant::now()) else { return };
+    let detail = (!detail.is_empty()).then_some(detail);
+    match reason {
+        EndReason::Handshake(HandshakeFailure::Closed | HandshakeFailure::NotTls | HandshakeFailure::GivenUp) => {
+            tracing::debug!(connection.opener = %peer, connection.reason = reason.name(), detail, lines.held_back = held, "inbound connection given up");
+        }
+        _ => {
+            tracing::warn!(connection.opener = %peer, connection.reason = reason.name(), detail, lines.held_back = held, "inbound connection refused");
+        }
+    }
+}

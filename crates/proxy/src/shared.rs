@@ -1,0 +1,39 @@
+//! What all connections of one sidecar share.
+
+use std::sync::Arc;
+
+use lictor_core::{Authorizer, Discovery, ServiceName};
+use parking_lot::RwLock;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::Limits,
+    dial::Dialler,
+    limits::{Handshakes, Slots},
+    live::Live,
+    metrics::Metrics,
+    record::{InFlight, LiveTable, RateLimit},
+    relay::Budget,
+};
+
+/// What all connections of one sidecar share.
+pub(crate) struct Shared {
+    pub(crate) service: ServiceName,
+    pub(crate) live: Arc<Live>,
+    pub(crate) authorizer: Arc<dyn Authorizer>,
+    pub(crate) discovery: Arc<dyn Discovery>,
+    pub(crate) dialler: Dialler,
+    pub(crate) limits: RwLock<Limits>,
+    pub(crate) inbound_slots: Arc<Slots>,
+    pub(crate) outbound_slots: Arc<Slots>,
+    pub(crate) handshakes: Arc<Handshakes>,
+    pub(crate) budget: Arc<Budget>,
+    pub(crate) metrics: Metrics,
+    pub(crate) table: Arc<LiveTable>,
+    pub(crate) inbound_in_flight: Arc<InFlight>,
+    pub(crate) outbound_in_flight: Arc<InFlight>,
+    /// Lines about peers that have proven nothing.
+    pub(crate) lines: RateLimit,
+    /// Ends every connection by a reset.
+    pub(crate) cut: CancellationToken,
+}
