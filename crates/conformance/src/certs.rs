@@ -171,6 +171,8 @@ pub enum AltName<'a> {
     Ip([u8; 4]),
     /// rfc822Name.
     Email(&'a str),
+    /// Anything, under this tag.
+    Tagged(u8, &'a [u8]),
 }
 
 impl AltName<'_> {
@@ -180,6 +182,7 @@ impl AltName<'_> {
             Self::Dns(name) => der::tlv(0x82, name.as_bytes()),
             Self::Uri(uri) => der::tlv(0x86, uri),
             Self::Ip(address) => der::tlv(0x87, address),
+            Self::Tagged(tag, content) => der::tlv(*tag, content),
         }
     }
 }

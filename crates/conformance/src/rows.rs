@@ -805,6 +805,16 @@ fn further_rows() -> Vec<Row> {
             case.ignored_roots = 2;
             case
         });
+        "A77" "URI under a constructed tag": Reject(R::Malformed), Reject(R::Malformed) => Chain(|m| {
+            names(m, &[AltName::Tagged(0xa6, service_uri("web").as_bytes())])
+        });
+        "A78" "URI under an application's tag": Reject(R::Malformed), Reject(R::Malformed) => Chain(|m| {
+            names(m, &[AltName::Tagged(0x46, service_uri("web").as_bytes())])
+        });
+        "A79" "a URI and another under a private tag": Reject(R::Malformed), Reject(R::Malformed) => Chain(|m| {
+            let (ours, other) = (service_uri("web"), service_uri("admin"));
+            names(m, &[AltName::Uri(ours.as_bytes()), AltName::Tagged(0xc6, other.as_bytes())])
+        });
     }
 }
 

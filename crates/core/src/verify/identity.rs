@@ -2,7 +2,11 @@
 
 use std::fmt;
 
-use x509_parser::{extensions::GeneralName, prelude::X509Certificate};
+use x509_parser::{
+    asn1_rs::{Class, FromDer, Header, Tag},
+    oid_registry::OID_X509_EXT_SUBJECT_ALT_NAME,
+    prelude::X509Certificate,
+};
 
 use super::{PeerIdentity, PeerPolicy, RejectReason};
 use crate::{
@@ -12,7 +16,7 @@ use crate::{
 };
 
 /// The context-specific tag of a URI among general names (RFC 5280, section 4.2.1.6).
-const URI_TAG: u32 = 6;
+const URI_TAG: Tag = Tag(6);
 
 /// Reads who the peer is and whether that is who it must be.
 pub(super) fn identify(
@@ -48,22 +52,39 @@ pub(super) fn identify(
 }
 
 /// The bytes of the one URI in the one extension of subject alternative names.
+///
+/// Read from the extension's own bytes: the parser knows a name by the number of its tag alone, and would take a
+/// constructed or private element for a URI that another reader does not see.
 pub(crate) fn single_uri<'a>(certificate: &'a X509Certificate<'_>) -> Result<&'a [u8], RejectReason> {
-    let names = match certificate.subject_alternative_name() {
-        Ok(Some(extension)) => &extension.value.general_names,
-        Ok(None) => return Err(RejectReason::NoUri),
-        Err(_) => return Err(RejectReason::Malformed),
-    };
-    let mut uris = names.iter().filter_map(|name| match name {
-        GeneralName::URI(uri) => Some(uri.as_bytes()),
-        GeneralName::Invalid(tag, bytes) if tag.0 == URI_TAG => Some(bytes),
-        _ => None,
-    });
-    let uri = uris.next().ok_or(RejectReason::NoUri)?;
-    if uris.next().is_some() {
-        return Err(RejectReason::ManyUris);
+    // The parser says whether there is one such extension, and whether it can be read at all.
+    certificate.subject_alternative_name().map_err(|_| RejectReason::Malformed)?.ok_or(RejectReason::NoUri)?;
+    let extension = certificate.extensions().iter().find(|extension| extension.oid == OID_X509_EXT_SUBJECT_ALT_NAME);
+    let (list, mut names, rest) = element(extension.ok_or(RejectReason::NoUri)?.value)?;
+    if list.class() != Class::Universal || list.tag() != Tag::Sequence || !rest.is_empty() {
+        return Err(RejectReason::Malformed);
     }
-    Ok(uri)
+    let mut uri = None;
+    while !names.is_empty() {
+        let (name, content, rest) = element(names)?;
+        if name.tag() == URI_TAG {
+            if name.class() != Class::ContextSpecific || name.constructed() {
+                return Err(RejectReason::Malformed);
+            }
+            if uri.replace(content).is_some() {
+                return Err(RejectReason::ManyUris);
+            }
+        }
+        names = rest;
+    }
+    uri.ok_or(RejectReason::NoUri)
+}
+
+/// The header and the content of the first DER element, and what stands behind it.
+fn element(input: &[u8]) -> Result<(Header<'_>, &[u8], &[u8]), RejectReason> {
+    let (rest, header) = Header::from_der(input).map_err(|_| RejectReason::Malformed)?;
+    let length = header.length().definite().map_err(|_| RejectReason::Malformed)?;
+    let (content, rest) = rest.split_at_checked(length).ok_or(RejectReason::Malformed)?;
+    Ok((header, content, rest))
 }
 
 /// The serial number of a certificate in the form that Consul uses: lower-case hexadecimal bytes of the magnitude,
