@@ -815,6 +815,9 @@ fn further_rows() -> Vec<Row> {
             let (ours, other) = (service_uri("web"), service_uri("admin"));
             names(m, &[AltName::Uri(ours.as_bytes()), AltName::Tagged(0xc6, other.as_bytes())])
         });
+        "A80" "CA whose serial has no bytes": Reject(R::Malformed), Reject(R::Malformed) => Chain(|m| {
+            under(m, &m.ca("Intermediate").serial(&[]))
+        });
     }
 }
 

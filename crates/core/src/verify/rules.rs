@@ -139,9 +139,10 @@ fn malformed<E>(_: E) -> RejectReason {
     RejectReason::Malformed
 }
 
-/// Version 3, no extension twice, none that could not be read, and a validity that does not end before it begins.
+/// Version 3, a serial number of any value, no extension twice, none that could not be read, and a validity that does
+/// not end before it begins.
 fn check_form(certificate: &X509Certificate<'_>) -> Result<(), RejectReason> {
-    if certificate.version() != X509Version::V3 {
+    if certificate.version() != X509Version::V3 || certificate.raw_serial().is_empty() {
         return Err(RejectReason::Malformed);
     }
     certificate.extensions_map().map_err(malformed)?;
