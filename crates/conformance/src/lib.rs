@@ -14,6 +14,7 @@ pub mod certs;
 pub mod der;
 pub mod handshake;
 pub mod keys;
+pub mod mutants;
 pub mod pair;
 pub mod records;
 pub mod report;

@@ -1,6 +1,6 @@
 //! The verifier's rows over the algorithms that webpki brings for aws-lc, so that they run without any backend.
 
-use lictor_conformance::{bounds, seed, verifier};
+use lictor_conformance::{bounds, mutants, seed, verifier};
 use lictor_core::SignatureAlgorithms;
 
 fn algorithms() -> SignatureAlgorithms {
@@ -32,4 +32,9 @@ fn every_row_gets_its_verdict_from_the_verifier() {
 #[test]
 fn the_search_for_a_path_stays_within_its_counted_bounds() {
     bounds::run(&algorithms(), seed()).conclude();
+}
+
+#[test]
+fn what_is_accepted_of_a_mutant_keeps_every_rule() {
+    mutants::run(&algorithms(), seed()).conclude();
 }

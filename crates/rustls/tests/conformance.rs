@@ -1,6 +1,6 @@
 //! The conformance suite over the rustls backend, one test for each family.
 
-use lictor_conformance::{bounds, handshake, seed, session, verifier};
+use lictor_conformance::{bounds, handshake, mutants, seed, session, verifier};
 use lictor_core::TlsBackend as _;
 use lictor_rustls::RustlsBackend;
 
@@ -16,6 +16,11 @@ fn every_row_gets_its_verdict_from_the_verifier() {
 #[test]
 fn the_search_for_a_path_stays_within_its_counted_bounds() {
     bounds::run(backend().signature_algorithms(), seed()).conclude();
+}
+
+#[test]
+fn what_is_accepted_of_a_mutant_keeps_every_rule() {
+    mutants::run(backend().signature_algorithms(), seed()).conclude();
 }
 
 #[test]
