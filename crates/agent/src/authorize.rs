@@ -99,15 +99,17 @@ fn parse_uri(uri: &str, dialect: Dialect) -> Option<Identity> {
         None => (rest, None),
         Some((host, path)) => (host, Some(path)),
     };
-    if host.is_empty() {
-        return None;
-    }
     let Some(path) = path else {
         return host.ends_with(".consul").then_some(Identity::NotAService);
     };
     let segments = path
         .split('/')
-        .map(|s| percent_decode_str(s).decode_utf8().ok().map(|s| s.into_owned()).filter(|s| !s.is_empty()))
+        .map(|s| {
+            if s.is_empty() || !well_escaped(s) {
+                return None;
+            }
+            percent_decode_str(s).decode_utf8().ok().map(|s| s.into_owned())
+        })
         .collect::<Option<Vec<String>>>()?;
     let mut parts: Vec<&str> = segments.iter().map(String::as_str).collect();
     let mut partition = "default".to_owned();
@@ -129,6 +131,14 @@ fn parse_uri(uri: &str, dialect: Dialect) -> Option<Identity> {
     }
 }
 
+/// Every percent sign has two hex digits behind it.
+fn well_escaped(segment: &str) -> bool {
+    segment.split('%').skip(1).all(|tail| {
+        let mut bytes = tail.bytes();
+        bytes.next().is_some_and(|b| b.is_ascii_hexdigit()) && bytes.next().is_some_and(|b| b.is_ascii_hexdigit())
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -148,6 +158,7 @@ mod tests {
         assert_eq!(service("SPIFFE://x.consul/ns/default/dc/dc1/svc/web?q", today).as_deref(), Some("web"));
         assert_eq!(parse_uri(&format!("{td}/ns/default/dc/dc1/svc/web/"), today), None);
         assert_eq!(parse_uri("https://x/web", today), None);
+        assert_eq!(parse_uri(&format!("{td}/ns/default/dc/dc1/svc/%zz"), today), None);
     }
 
     #[test]

@@ -14,6 +14,8 @@ pub(crate) struct Node {
     pub(crate) name: String,
     pub(crate) address: String,
     pub(crate) datacenter: String,
+    /// An agent runs there. Else it is known from the catalog only, without ID, meta and the check of its agent.
+    pub(crate) agent: bool,
 }
 
 /// One instance of a service.

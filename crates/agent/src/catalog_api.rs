@@ -49,13 +49,16 @@ const CHECK_KEYS: &[&str] = &[
 pub(crate) fn register(shared: &Shared, req: &Request) -> Result<Answer, Answer> {
     let dialect = shared.options.dialect;
     req.check_enterprise(dialect)?;
-    let wrong = |text: String| Answer::text(400, dialect.bad_request(&format!("Request decode failed: {text}")));
+    let wrong = |text: String| Answer::text(400, format!("Request decode failed: {text}"));
     let mut body = known_keys(req.json_object().map_err(wrong)?, KEYS, true).map_err(wrong)?;
     let text =
         |map: &Map<String, Value>, key: &str| map.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
     let (node, address) = (text(&body, "Node"), text(&body, "Address"));
-    if node.is_empty() || address.is_empty() {
-        return Err(Answer::text(500, "Must provide node and address"));
+    if node.is_empty() {
+        return Err(Answer::text(500, "Must provide node"));
+    }
+    if address.is_empty() {
+        return Err(Answer::text(500, "Must provide address if SkipNodeUpdate is not set"));
     }
     let datacenter = match text(&body, "Datacenter") {
         own if own.is_empty() => shared.options.datacenter.clone(),
@@ -72,7 +75,7 @@ pub(crate) fn register(shared: &Shared, req: &Request) -> Result<Answer, Answer>
         }
     }
     let mut service = register::parse(definition, dialect).map_err(|e| Answer::text(400, e.text()))?.service;
-    service.node = Some(Node { name: node, address, datacenter });
+    service.node = Some(Node { name: node, address, datacenter, agent: false });
     let key = service.key();
     let mut found = Vec::new();
     for check in [body.remove("Check"), body.remove("Checks")].into_iter().flatten() {
@@ -107,7 +110,7 @@ pub(crate) fn register(shared: &Shared, req: &Request) -> Result<Answer, Answer>
 pub(crate) fn deregister(shared: &Shared, req: &Request) -> Result<Answer, Answer> {
     let dialect = shared.options.dialect;
     req.check_enterprise(dialect)?;
-    let wrong = |text: String| Answer::text(400, dialect.bad_request(&format!("Request decode failed: {text}")));
+    let wrong = |text: String| Answer::text(400, format!("Request decode failed: {text}"));
     let keys: &[&'static str] = &["Node", "ServiceID", "CheckID", "Datacenter", "Namespace", "Partition", "PeerName"];
     let body = known_keys(req.json_object().map_err(wrong)?, keys, true).map_err(wrong)?;
     let text = |key: &str| body.get(key).and_then(Value::as_str).unwrap_or_default();

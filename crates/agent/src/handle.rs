@@ -364,8 +364,12 @@ impl Handle {
         let mut service = register::parse(instance.service, shared.options.dialect)
             .map_err(|e| HandleError::Refused(e.text()))?
             .service;
-        service.node =
-            Some(Node { name: instance.node, address: instance.node_address, datacenter: instance.datacenter });
+        service.node = Some(Node {
+            name: instance.node,
+            address: instance.node_address,
+            datacenter: instance.datacenter,
+            agent: true,
+        });
         let check = catalog_api::fixed(&service.key(), "health", "set by hand", instance.status, "");
         self.update(|state| catalog_api::put(state, service, vec![check]));
         Ok(())

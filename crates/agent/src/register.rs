@@ -183,9 +183,14 @@ pub(crate) fn parse(body: Map<String, Value>, dialect: Dialect) -> Result<Regist
     }
     let id = Some(text(&map, "ID")?).filter(|id| !id.is_empty()).unwrap_or_else(|| name.clone());
     let kind = text(&map, "Kind")?;
-    // `Proxy`, of the days of managed proxies, is taken and not looked at, as since 1.6.
-    let connect = object(&mut map, "Connect")?;
-    let mut connect = known_keys(connect, &["Native", "SidecarService", "Proxy"], true).map_err(Refused::Decode)?;
+    // Other keys in here, `Proxy` of the days of managed proxies among them, are taken and not looked at.
+    let mut connect = Map::new();
+    for (key, value) in object(&mut map, "Connect")? {
+        let plain = key.replace('_', "");
+        if let Some(known) = ["Native", "SidecarService"].iter().find(|k| k.eq_ignore_ascii_case(&plain)) {
+            connect.insert((*known).to_owned(), value);
+        }
+    }
     let sidecar = match connect.remove("SidecarService") {
         Some(Value::Object(sidecar)) => Some(sidecar),
         _ => None,
@@ -668,7 +673,7 @@ mod tests {
             "local_service_port": 8, "upstreams": [{"destination_name": "db", "local_bind_port": 9}]}}}});
         let registration = read(body).unwrap();
         assert!(registration.sidecar.is_some());
-        assert!(read(json!({"Name": "web", "Connect": {"Sidecar": {}}})).is_err());
+        assert!(read(json!({"Name": "web", "Connect": {"Proxy": {}}})).is_ok_and(|r| r.sidecar.is_none()));
     }
 
     #[test]

@@ -100,6 +100,8 @@ impl Request {
         }
         let wait = match self.param("wait").filter(|v| !v.is_empty()) {
             None => None,
+            // Go takes a negative duration; it means none.
+            Some(text) if text.starts_with('-') && go_duration(&text[1..]).is_some() => None,
             Some(text) => Some(go_duration(text).ok_or_else(|| Answer::text(400, "Invalid wait time"))?),
         };
         let index = match self.param("index").filter(|v| !v.is_empty()) {
@@ -115,7 +117,9 @@ impl Request {
         if self.body.iter().all(u8::is_ascii_whitespace) {
             return Err("EOF".to_owned());
         }
-        match serde_json::from_slice(&self.body) {
+        // Go's decoder reads one value and does not look at what stands behind it.
+        let mut values = serde_json::Deserializer::from_slice(&self.body).into_iter::<Value>();
+        match values.next().unwrap_or(Ok(Value::Null)) {
             Ok(Value::Object(map)) => Ok(map),
             Ok(_) => Err("json: cannot unmarshal value into Go value".to_owned()),
             Err(e) if e.is_eof() => Err("unexpected EOF".to_owned()),

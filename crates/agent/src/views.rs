@@ -66,7 +66,10 @@ pub(crate) fn health_entry(options: &Options, state: &State, service: &Service, 
     let tags = |tags: &[String]| {
         if tags.is_empty() { no_tags.clone() } else { json!(tags) }
     };
-    let mut checks = vec![serf_health(options, state, service.node.as_ref(), no_tags)];
+    let mut checks = Vec::new();
+    if service.node.as_ref().is_none_or(|n| n.agent) {
+        checks.push(serf_health(options, state, service.node.as_ref(), no_tags));
+    }
     checks.extend(state.catalog.checks_of(&key).map(|c| check_view(options, service, c, &tags(&service.tags))));
     json!({
         "Node": node_view(options, state, service.node.as_ref()),
@@ -128,7 +131,7 @@ pub(crate) fn node_view(options: &Options, state: &State, node: Option<&Node>) -
     if options.dialect.is_today() {
         meta.insert("consul-version".to_owned(), json!(options.dialect.version()));
     }
-    json!({
+    let mut view = json!({
         "ID": node_id(&name),
         "Node": name,
         "Address": address,
@@ -142,7 +145,13 @@ pub(crate) fn node_view(options: &Options, state: &State, node: Option<&Node>) -
         "Meta": meta,
         "CreateIndex": state.catalog.node_index,
         "ModifyIndex": state.catalog.node_index,
-    })
+    });
+    if node.is_some_and(|n| !n.agent) {
+        view["ID"] = json!("");
+        view["TaggedAddresses"] = Value::Null;
+        view["Meta"] = Value::Null;
+    }
+    view
 }
 
 /// A node's ID: made from its name, so that it stays over a restart.

@@ -279,7 +279,7 @@ async fn an_instance_on_another_node_is_registered_with_the_servers_and_goes_wit
     assert_eq!((got.status, got.body.as_str()), (200, "true"));
     let list = client.get("/v1/health/connect/db?passing").await.json();
     assert_eq!(list[0]["Node"]["Address"], "10.0.0.2");
-    assert_eq!(list[0]["Checks"][1]["CheckID"], "alive");
+    assert_eq!(list[0]["Checks"][0]["CheckID"], "alive");
     let mut critical = body;
     critical["Check"]["Status"] = json!("critical");
     client.put("/v1/catalog/register", critical).await;
