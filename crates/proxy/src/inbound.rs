@@ -9,11 +9,15 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use lictor_core::{ExpectedPeer, Inbound, PeerProof, Permit, RejectReason, verify_peer};
+use lictor_core::{
+    ExpectedPeer, Inbound, PeerIdentity, PeerProof, Permit, Refusal, RefusalKind, RejectReason, verify_peer,
+};
 use tokio::{
     net::TcpStream,
     time::{Instant, timeout_at},
 };
+
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     config::InboundConfig,
@@ -157,12 +161,25 @@ async fn prove_and_permit(
     metrics.handshake.record(handshake);
     let peer = &shaken.established.peer;
     let asked = Instant::now();
-    let question = Inbound { target: &shared.service, peer: &peer.identity };
-    let answer = shared.authorizer.authorize(&question).await;
+    let answer = ask(shared, peer.identity.clone()).await;
     metrics.authorize.record(asked.elapsed());
     let permit = answer.map_err(|refusal| failed(EndReason::Refused(refusal.kind), refusal.detail))?;
     judge_again(shared, serving, peer).map_err(|reason| failed(EndReason::Rejected(reason), "roots changed".into()))?;
     Ok(Admitted { shaken, permit, handshake })
+}
+
+/// Asks the authorizer on the control runtime, so that its connections do not live on a data thread.
+async fn ask(shared: &Arc<Shared>, peer: PeerIdentity) -> Result<Permit, Refusal> {
+    let asking = shared.clone();
+    let answer = shared.control.spawn(async move {
+        let question = Inbound { target: &asking.service, peer: &peer };
+        asking.authorizer.authorize(&question).await
+    });
+    // A question that nobody waits for any more is not worth its answer.
+    let mut answer = AbortOnDropHandle::new(answer);
+    (&mut answer).await.unwrap_or_else(|error| {
+        Err(Refusal { kind: RefusalKind::AgentError, detail: format!("the question was not answered: {error}") })
+    })
 }
 
 /// Judges the peer once more when the roots have changed since it was judged.

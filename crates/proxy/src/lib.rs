@@ -23,8 +23,10 @@ mod relay;
 mod shared;
 mod sidecar;
 mod socket;
-mod workers;
+pub mod workers;
 
 pub use config::{Application, BindPolicy, InboundConfig, Limits, SidecarConfig, UpstreamBind, UpstreamConfig};
-pub use sidecar::{BindError, ListenerState, ListenerStatus, Parts, Sidecar};
-pub use workers::{DEFAULT_WORKERS, Workers};
+pub use metrics::{HistogramSnapshot, MetricsSnapshot, PathSnapshot};
+pub use record::{ConnectionInfo, Direction, EndReason, HandshakeFailure, LimitName};
+pub use sidecar::{Applied, BindError, Deps, Drained, ListenerState, ListenerStatus, Sidecar};
+pub use workers::Workers;

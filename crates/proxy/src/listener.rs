@@ -97,6 +97,16 @@ pub(crate) enum Listening {
     Unix(StdUnixListener),
 }
 
+impl Listening {
+    /// The address, where it is a TCP one.
+    pub(crate) fn local_address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(listener) => listener.local_addr().ok(),
+            Self::Unix(_) => None,
+        }
+    }
+}
+
 /// Accept loops on all data threads, until they are told to stop.
 #[derive(Debug)]
 pub(crate) struct Loops {
@@ -116,7 +126,7 @@ impl Loops {
         F: Fn(Accepted) + Clone + Send + Sync + 'static,
     {
         let loops = Self { stop: CancellationToken::new(), tasks: TaskTracker::new() };
-        for handle in workers.all() {
+        for handle in workers.handles() {
             let clone = match &listening {
                 Listening::Tcp(listener) => Listening::Tcp(listener.try_clone()?),
                 Listening::Unix(listener) => Listening::Unix(listener.try_clone()?),

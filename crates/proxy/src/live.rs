@@ -6,6 +6,7 @@ use arc_swap::ArcSwapOption;
 use lictor_core::{
     CertSource, ExpectedPeer, Judge, Material, MeshContext, PeerPolicy, Roots, TlsBackend, TlsPolicy, rotation::Clock,
 };
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 /// What serves at one moment.
@@ -25,6 +26,7 @@ pub(crate) struct Live {
     clock: Clock,
     serving: ArcSwapOption<Serving>,
     ready: watch::Sender<bool>,
+    problem: Mutex<Option<String>>,
 }
 
 impl Live {
@@ -36,7 +38,16 @@ impl Live {
         clock: Clock,
     ) -> Arc<Self> {
         let (ready, _) = watch::channel(false);
-        let live = Self { source, backend, tls_policy, peer_policy, clock, serving: ArcSwapOption::empty(), ready };
+        let live = Self {
+            source,
+            backend,
+            tls_policy,
+            peer_policy,
+            clock,
+            serving: ArcSwapOption::empty(),
+            ready,
+            problem: Mutex::default(),
+        };
         let newest = live.source.watch().borrow().clone();
         live.take(newest);
         Arc::new(live)
@@ -85,6 +96,11 @@ impl Live {
         &self.backend
     }
 
+    /// Why the newest leaf is not in use, where that is so.
+    pub(crate) fn problem(&self) -> Option<String> {
+        self.problem.lock().clone()
+    }
+
     /// What identities may look like.
     pub(crate) fn policy(&self) -> &PeerPolicy {
         &self.peer_policy
@@ -102,6 +118,7 @@ impl Live {
             Some(old) if Arc::ptr_eq(&old.material.leaf, &material.leaf) => Ok(old.context.clone()),
             _ => self.backend.mesh_context(&material.leaf, &self.tls_policy),
         };
+        *self.problem.lock() = context.as_ref().err().map(ToString::to_string);
         match (context, old) {
             (Ok(context), _) => {
                 let (generation, serial) = (material.generation, material.leaf.serial().to_string());

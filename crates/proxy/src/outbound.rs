@@ -8,7 +8,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use lictor_core::{Destination, DestinationKind, ExpectedPeer, Instance, RejectReason, SpiffeService};
+use lictor_core::{Destination, DestinationKind, DiscoveryError, ExpectedPeer, Instance, RejectReason, SpiffeService};
 use tokio::{
     net::TcpStream,
     time::{Instant, timeout_at},
@@ -138,7 +138,11 @@ async fn connect(shared: &Arc<Shared>, upstream: &Upstream) -> Result<Proven, (E
     let serving =
         shared.live.wait(wait).await.ok_or_else(|| (EndReason::NoMaterial, "no certificate yet".to_owned()))?;
     let destination = &upstream.config.destination;
-    let instances = match timeout_at(deadline, shared.discovery.instances(destination)).await {
+    let (asking, wanted) = (shared.clone(), destination.clone());
+    let asked = shared.control.spawn(async move { asking.discovery.instances(&wanted).await });
+    let lost = |error: tokio::task::JoinError| Err(DiscoveryError::Unavailable(error.to_string()));
+    let asked = async { asked.await.unwrap_or_else(lost) };
+    let instances = match timeout_at(deadline, asked).await {
         Ok(Ok(instances)) => instances,
         Ok(Err(error)) => return Err((EndReason::NoDiscovery, error.to_string())),
         Err(_) => return Err((EndReason::NoDiscovery, "no list of instances in time".to_owned())),

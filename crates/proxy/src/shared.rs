@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use lictor_core::{Authorizer, Discovery, ServiceName};
 use parking_lot::RwLock;
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -22,6 +23,8 @@ pub(crate) struct Shared {
     pub(crate) live: Arc<Live>,
     pub(crate) authorizer: Arc<dyn Authorizer>,
     pub(crate) discovery: Arc<dyn Discovery>,
+    /// Where everything runs that is not a connection.
+    pub(crate) control: Handle,
     pub(crate) dialler: Dialler,
     pub(crate) limits: RwLock<Limits>,
     pub(crate) inbound_slots: Arc<Slots>,

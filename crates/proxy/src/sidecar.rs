@@ -1,11 +1,14 @@
 //! One service identity with its listeners: started once, changed by difference, drained at the end.
 
-use std::{collections::BTreeMap, fmt, io, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
-use lictor_core::{Authorizer, CertSource, Discovery, PeerPolicy, TlsBackend, TlsPolicy, rotation::Clock};
+use lictor_core::{Authorizer, CertSource, Discovery, PeerPolicy, TlsBackend, TlsPolicy, rotation::system_clock};
 use parking_lot::Mutex;
-use tokio::time::Instant;
+use tokio::{
+    runtime::Handle,
+    time::{Instant, timeout_at},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -16,7 +19,7 @@ use crate::{
     limits::{Handshakes, Slots, connections_for, descriptor_limit},
     listener::{Accepted, Bound, Loops},
     live::Live,
-    metrics::{Metrics, MetricsSnapshot},
+    metrics::{Metrics, MetricsSnapshot, PathMetrics},
     outbound::{self, Upstream},
     record::{ConnectionInfo, EndReason, LimitName, LiveTable, RateLimit},
     relay::Budget,
@@ -28,38 +31,40 @@ use crate::{
 /// Lines a second about peers that have proven nothing.
 const LINES: u32 = 10;
 
-/// The pause between two tries to bind an address that the registration asks for.
-const REBIND: Duration = Duration::from_secs(1);
+/// The first and the longest pause between two tries to bind an address.
+const REBIND: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
 /// How long cut connections may take to be gone.
 const CUT: Duration = Duration::from_secs(2);
 
-/// What a sidecar is built on.
-pub struct Parts {
-    /// Our certificate and the roots.
-    pub source: Arc<dyn CertSource>,
-    /// Who may connect.
+/// What a sidecar works with.
+#[derive(Clone)]
+pub struct Deps {
+    /// Where certificate and roots come from.
+    pub certs: Arc<dyn CertSource>,
+    /// Who decides about inbound connections.
     pub authorizer: Arc<dyn Authorizer>,
     /// Where upstreams are.
     pub discovery: Arc<dyn Discovery>,
     /// The TLS library.
     pub backend: Arc<dyn TlsBackend>,
-    /// What it is held to.
+    /// What is agreed with peers.
     pub tls_policy: TlsPolicy,
-    /// Which peers pass.
+    /// What operators allow of peers.
     pub peer_policy: Arc<PeerPolicy>,
-    /// The time by which certificates are judged.
-    pub clock: Clock,
     /// The data threads.
     pub workers: Arc<Workers>,
+    /// The runtime of everything that is not a connection: questions to the agent, following certificates, binding
+    /// again.
+    pub control: Handle,
 }
 
-/// A running sidecar.
+/// One service identity with its listeners. A process may run several.
 pub struct Sidecar {
     shared: Arc<Shared>,
     workers: Arc<Workers>,
-    state: tokio::sync::Mutex<State>,
-    status: Arc<Mutex<BTreeMap<String, ListenerStatus>>>,
+    state: Mutex<State>,
+    board: Arc<Board>,
     stop: CancellationToken,
 }
 
@@ -83,16 +88,17 @@ struct UpstreamListener {
 
 /// A listener that is open, or on its way to be.
 struct Opening {
-    loops: Arc<tokio::sync::Mutex<Option<Loops>>>,
+    loops: Arc<Mutex<Option<Loops>>>,
     given_up: CancellationToken,
-    remove: Option<std::path::PathBuf>,
+    remove: Option<PathBuf>,
 }
 
 impl Opening {
     /// Closes it; who waits in its queue is still served.
-    async fn close(&self) {
+    async fn close(self) {
         self.given_up.cancel();
-        if let Some(loops) = self.loops.lock().await.take() {
+        let loops = self.loops.lock().take();
+        if let Some(loops) = loops {
             loops.stop().await;
         }
         if let Some(path) = &self.remove {
@@ -101,52 +107,117 @@ impl Opening {
     }
 }
 
-/// Where a listener stands, for `/ready`.
+/// Where one listener stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenerStatus {
-    /// Its address.
-    pub address: String,
-    /// Whether it accepts.
+    /// `None` for the inbound listener, otherwise the name of the upstream.
+    pub upstream: Option<String>,
+    /// Where it is to listen, as configured.
+    pub bind: String,
+    /// Where it stands.
     pub state: ListenerState,
 }
 
-/// See [`ListenerStatus`].
+/// Where a listener stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ListenerState {
-    /// Bound, and waiting for the first certificate.
-    Waiting,
-    /// Accepting.
-    Open,
-    /// The address cannot be had, in the system's words; tried again and again.
-    Failed(String),
+    /// It opens when there is material.
+    WaitingForMaterial,
+    /// It is open, at this address where it is a TCP one (a configured port 0 is replaced by the real one).
+    Listening(Option<SocketAddr>),
+    /// It could not be bound.
+    Failed {
+        /// The system's words.
+        error: String,
+        /// Whether it is tried again.
+        retrying: bool,
+    },
+    /// It has been closed by a drain.
+    Closed,
 }
 
-/// An address that the operator asked for and that cannot be had.
+/// A listener that could not be bound.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address} ({listener}): {error}")]
+#[error("cannot listen on {bind} for {}: {source}", whose(.upstream))]
 pub struct BindError {
-    /// `inbound`, or `upstream NAME`.
-    pub listener: String,
-    /// The address.
-    pub address: String,
-    /// The system's words; [`io::ErrorKind::AddrInUse`] has an exit code of its own.
-    pub error: io::Error,
+    /// `None` for the inbound listener, otherwise the name of the upstream.
+    pub upstream: Option<String>,
+    /// Where it was to listen.
+    pub bind: String,
+    /// What the system said; `AddrInUse` is the one that has an exit code of its own.
+    pub source: io::Error,
+}
+
+/// What [`Sidecar::apply`] did.
+#[derive(Debug, Default)]
+pub struct Applied {
+    /// Upstreams that are new.
+    pub added: Vec<String>,
+    /// Upstreams whose listener or target changed.
+    pub changed: Vec<String>,
+    /// Upstreams that are gone; their connections go on until they end.
+    pub removed: Vec<String>,
+    /// The inbound listener came, went, moved, or has another target.
+    pub inbound_changed: bool,
+    /// Listeners of [`BindPolicy::Fail`] that could not be bound; all others serve.
+    pub failed: Vec<BindError>,
+}
+
+/// How a drain ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drained {
+    /// How many connections had not finished by the deadline and were cut.
+    pub forced: u64,
+}
+
+/// Where the listeners stand, the inbound one first.
+#[derive(Debug, Default)]
+struct Board(Mutex<BTreeMap<Option<String>, ListenerStatus>>);
+
+impl Board {
+    fn tell(&self, upstream: Option<&str>, bind: &str, state: ListenerState) {
+        let key = upstream.map(str::to_owned);
+        let new = ListenerStatus { upstream: key.clone(), bind: bind.to_owned(), state };
+        let mut board = self.0.lock();
+        if board.get(&key) == Some(&new) {
+            return;
+        }
+        let listener = whose(&new.upstream);
+        match &new.state {
+            ListenerState::WaitingForMaterial => tracing::info!(listener, bind, "waiting for the first certificate"),
+            ListenerState::Listening(_) => tracing::info!(listener, bind, "listening"),
+            ListenerState::Failed { error, .. } => {
+                tracing::error!(listener, bind, error, "cannot listen; trying again while the others serve");
+            }
+            ListenerState::Closed => tracing::info!(listener, bind, "closed"),
+        }
+        board.insert(key, new);
+    }
+
+    fn forget(&self, upstream: Option<&str>) {
+        self.0.lock().remove(&upstream.map(str::to_owned));
+    }
+}
+
+fn whose(upstream: &Option<String>) -> String {
+    upstream.as_deref().map_or_else(|| "the mesh".to_owned(), |name| format!("upstream {name}"))
 }
 
 impl Sidecar {
-    /// Starts a sidecar. Must be called on a runtime that outlives it; data moves on the workers'.
+    /// Opens the listeners of `config`; the inbound one as soon as there is material.
     ///
     /// # Errors
-    /// [`BindError`] for a listener whose policy is [`BindPolicy::Fail`]; nothing listens then.
-    pub async fn start(parts: Parts, config: SidecarConfig) -> Result<Self, BindError> {
+    /// The first listener of [`BindPolicy::Fail`] that cannot be bound; then none is open.
+    pub fn start(deps: Deps, config: SidecarConfig) -> Result<Self, BindError> {
         let config = config.clamped();
-        let live = Live::new(parts.source, parts.backend, parts.tls_policy, parts.peer_policy, parts.clock);
+        let live = Live::new(deps.certs, deps.backend, deps.tls_policy, deps.peer_policy, system_clock());
         let (inbound, outbound) = shares(&config.limits);
         let shared = Arc::new(Shared {
             service: config.service.clone(),
             live: live.clone(),
-            authorizer: parts.authorizer,
-            discovery: parts.discovery,
+            authorizer: deps.authorizer,
+            discovery: deps.discovery,
+            control: deps.control,
             dialler: Dialler::new(),
             inbound_slots: Slots::new(inbound),
             outbound_slots: Slots::new(outbound),
@@ -162,7 +233,7 @@ impl Sidecar {
         });
         let stop = CancellationToken::new();
         let stopped = stop.clone();
-        tokio::spawn(async move {
+        shared.control.spawn(async move {
             tokio::select! {
                 () = live.follow() => {}
                 () = stopped.cancelled() => {}
@@ -170,56 +241,64 @@ impl Sidecar {
         });
         let nothing = SidecarConfig { inbound: None, upstreams: BTreeMap::new(), ..config.clone() };
         let state = State { config: nothing, inbound: None, upstreams: BTreeMap::new(), draining: false };
-        let sidecar = Self { shared, workers: parts.workers, state: state.into(), status: Arc::default(), stop };
-        sidecar.apply(config).await?;
-        Ok(sidecar)
+        let sidecar = Self { shared, workers: deps.workers, state: state.into(), board: Arc::default(), stop };
+        let failed = sidecar.apply(config).failed;
+        failed.into_iter().next().map_or(Ok(sidecar), Err)
     }
 
-    /// Brings the listeners to what `config` says, and leaves alone what stays as it is.
+    /// Brings the listeners to what `config` says and leaves alone what is the same. The service cannot change.
     ///
-    /// # Errors
-    /// The first [`BindError`] of a listener whose policy is [`BindPolicy::Fail`]; the others are in place.
-    pub async fn apply(&self, config: SidecarConfig) -> Result<(), BindError> {
+    /// During a drain nothing changes.
+    pub fn apply(&self, config: SidecarConfig) -> Applied {
         let config = config.clamped();
-        let mut state = self.state.lock().await;
+        let mut applied = Applied::default();
+        let mut state = self.state.lock();
         if state.draining || state.config == config {
-            return Ok(());
+            return applied;
         }
-        let mut first_error = None;
         self.apply_limits(&config.limits);
+        // A listener that has just been told to close holds its address a moment longer, so an address that another
+        // one takes over is tried again instead of failing.
+        let mut closing = false;
 
         let moved = match (&state.inbound, &config.inbound) {
             (Some(open), Some(wanted)) => open.config.load().bind != wanted.bind,
             (open, wanted) => open.is_some() != wanted.is_some(),
         };
+        applied.inbound_changed = state.config.inbound != config.inbound;
         if moved && let Some(old) = state.inbound.take() {
-            old.opening.close().await;
-            self.status.lock().remove(INBOUND);
+            closing = true;
+            self.shared.control.spawn(old.opening.close());
+            self.board.forget(None);
         }
+        let gone: Vec<String> = (state.upstreams.iter())
+            .filter(|(name, open)| {
+                let wanted = config.upstreams.get(*name);
+                wanted.is_none_or(|wanted| wanted.bind != open.upstream.load().config.bind)
+            })
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in gone {
+            let Some(old) = state.upstreams.remove(&name) else { continue };
+            closing = true;
+            self.forget(&old.upstream.load().config, &config);
+            self.shared.control.spawn(old.opening.close());
+            self.board.forget(Some(&name));
+            let kind = if config.upstreams.contains_key(&name) { &mut applied.changed } else { &mut applied.removed };
+            kind.push(name);
+        }
+
+        let policy = |asked| if closing { BindPolicy::Retry } else { asked };
         match (&state.inbound, &config.inbound) {
             (Some(open), Some(wanted)) => {
                 open.slots.set_most(wanted.max_connections.unwrap_or(usize::MAX));
                 open.config.store(Arc::new(wanted.clone()));
             }
-            (None, Some(wanted)) => match self.open_inbound(wanted) {
+            (None, Some(wanted)) => match self.open_inbound(wanted, policy(wanted.bind_policy)) {
                 Ok(listener) => state.inbound = Some(listener),
-                Err(error) => first_error = Some(error),
+                Err(error) => applied.failed.push(error),
             },
             (_, None) => {}
-        }
-
-        let gone: Vec<String> = (state.upstreams.iter())
-            .filter(|(name, open)| {
-                config.upstreams.get(*name).is_none_or(|wanted| wanted.bind != open.upstream.load().config.bind)
-            })
-            .map(|(name, _)| name.clone())
-            .collect();
-        for name in gone {
-            if let Some(old) = state.upstreams.remove(&name) {
-                old.opening.close().await;
-                self.status.lock().remove(&label(&name));
-                self.forget(&old.upstream.load().config, &config);
-            }
         }
         for (name, wanted) in &config.upstreams {
             if let Some(open) = state.upstreams.get(name) {
@@ -229,27 +308,37 @@ impl Sidecar {
                     let balancer = if same { old.balancer.clone() } else { Arc::default() };
                     open.upstream.store(Arc::new(self.upstream(name, wanted, balancer)));
                     self.forget(&old.config, &config);
+                    applied.changed.push(name.clone());
                 }
                 continue;
             }
-            match self.open_upstream(name, wanted) {
+            match self.open_upstream(name, wanted, policy(wanted.bind_policy)) {
                 Ok(listener) => {
                     state.upstreams.insert(name.clone(), listener);
+                    if !applied.changed.contains(name) {
+                        applied.added.push(name.clone());
+                    }
                 }
-                Err(error) => first_error = first_error.or(Some(error)),
+                Err(error) => applied.failed.push(error),
             }
         }
         state.config = config;
-        first_error.map_or(Ok(()), Err)
+        applied
     }
 
-    /// Where each listener stands: `inbound`, and `upstream NAME`.
+    /// Where each listener stands, the inbound one first.
     #[must_use]
-    pub fn status(&self) -> BTreeMap<String, ListenerStatus> {
-        self.status.lock().clone()
+    pub fn listeners(&self) -> Vec<ListenerStatus> {
+        self.board.0.lock().values().cloned().collect()
     }
 
-    /// The numbers at this moment.
+    /// Why the newest leaf is not in use, where that is so.
+    #[must_use]
+    pub fn material_problem(&self) -> Option<String> {
+        self.shared.live.problem()
+    }
+
+    /// The numbers as they are now.
     #[must_use]
     pub fn metrics(&self) -> MetricsSnapshot {
         let shared = &self.shared;
@@ -262,41 +351,55 @@ impl Sidecar {
         }
     }
 
-    /// The connections that are open and proven.
+    /// The connections that are proven and open, by number.
     #[must_use]
     pub fn connections(&self) -> Vec<ConnectionInfo> {
         self.shared.table.list()
     }
 
-    /// Stops accepting from the mesh, lets connections finish for at most `limit`, then cuts what is left by resets.
-    /// The application's ways out stay open until inbound is drained, since requests under way need them.
+    /// Ends the sidecar: accepts what waits, closes the inbound listener, lets inbound connections finish while the
+    /// application may still dial, then outbound ones; what is left after `limit` is cut with resets.
     ///
-    /// Deregister first, so that nobody new is sent here. True when nothing had to be cut.
-    pub async fn drain(&self, limit: Duration) -> bool {
+    /// The caller deregisters first and gives the mesh a second or two to notice.
+    pub async fn drain(&self, limit: Duration) -> Drained {
         let deadline = Instant::now() + limit;
-        let mut state = self.state.lock().await;
-        state.draining = true;
-        if let Some(inbound) = &state.inbound {
-            inbound.opening.close().await;
+        let (inbound, upstreams) = {
+            let mut state = self.state.lock();
+            state.draining = true;
+            (state.inbound.take(), std::mem::take(&mut state.upstreams))
+        };
+        let aborted = self.shared.cut.cancelled();
+        let drained = async {
+            if let Some(inbound) = inbound {
+                let bind = inbound.config.load().bind.to_string();
+                inbound.opening.close().await;
+                self.board.tell(None, &bind, ListenerState::Closed);
+            }
+            let _ = timeout_at(deadline, self.shared.inbound_in_flight.wait_none()).await;
+            for (name, upstream) in upstreams {
+                let bind = upstream.upstream.load().config.bind.to_string();
+                upstream.opening.close().await;
+                self.board.tell(Some(&name), &bind, ListenerState::Closed);
+            }
+            let _ = timeout_at(deadline, self.shared.outbound_in_flight.wait_none()).await;
+        };
+        tokio::select! {
+            () = drained => {}
+            () = aborted => {}
         }
-        let inbound_done = tokio::time::timeout_at(deadline, self.shared.inbound_in_flight.wait_none()).await.is_ok();
-        for upstream in state.upstreams.values() {
-            upstream.opening.close().await;
-        }
-        let outbound_done = tokio::time::timeout_at(deadline, self.shared.outbound_in_flight.wait_none()).await.is_ok();
-        drop(state);
-        self.abort().await;
-        inbound_done && outbound_done
-    }
-
-    /// Cuts every connection by a reset, at once.
-    pub async fn abort(&self) {
-        self.shared.cut.cancel();
+        let forced = self.shared.inbound_in_flight.count() + self.shared.outbound_in_flight.count();
+        self.abort();
         let gone = async {
             self.shared.inbound_in_flight.wait_none().await;
             self.shared.outbound_in_flight.wait_none().await;
         };
         let _ = tokio::time::timeout(CUT, gone).await;
+        Drained { forced }
+    }
+
+    /// Cuts everything at once, as on a second signal; a [`drain`](Self::drain) under way returns.
+    pub fn abort(&self) {
+        self.shared.cut.cancel();
         self.stop.cancel();
     }
 
@@ -320,7 +423,7 @@ impl Sidecar {
         Upstream { name: name.into(), config: config.clone(), balancer, metrics: self.shared.metrics.upstream(name) }
     }
 
-    fn open_inbound(&self, wanted: &InboundConfig) -> Result<InboundListener, BindError> {
+    fn open_inbound(&self, wanted: &InboundConfig, policy: BindPolicy) -> Result<InboundListener, BindError> {
         let config = Arc::new(ArcSwap::from_pointee(wanted.clone()));
         let slots = Slots::new(wanted.max_connections.unwrap_or(usize::MAX));
         let (shared, current, own_slots) = (self.shared.clone(), config.clone(), slots.clone());
@@ -342,20 +445,17 @@ impl Sidecar {
             });
         };
         let address = wanted.bind;
-        let opening = self.open(
-            INBOUND,
-            address.to_string(),
-            wanted.bind_policy,
-            true,
-            None,
-            move || Bound::tcp(address),
-            self.shared.metrics.inbound.clone(),
-            serve,
-        )?;
+        let bind = Bind { upstream: None, address: address.to_string(), policy, waits: true, remove: None };
+        let opening = self.open(bind, move || Bound::tcp(address), self.shared.metrics.inbound.clone(), serve)?;
         Ok(InboundListener { config, slots, opening })
     }
 
-    fn open_upstream(&self, name: &str, wanted: &UpstreamConfig) -> Result<UpstreamListener, BindError> {
+    fn open_upstream(
+        &self,
+        name: &str,
+        wanted: &UpstreamConfig,
+        policy: BindPolicy,
+    ) -> Result<UpstreamListener, BindError> {
         let upstream = Arc::new(ArcSwap::from_pointee(self.upstream(name, wanted, Arc::default())));
         let (shared, current) = (self.shared.clone(), upstream.clone());
         let serve = move |accepted: Accepted| {
@@ -376,83 +476,69 @@ impl Sidecar {
             UpstreamBind::Tcp(_) => None,
         };
         let metrics = upstream.load().metrics.clone();
-        let opening = self.open(
-            &label(name),
-            bind.to_string(),
-            wanted.bind_policy,
-            false,
-            remove,
-            move || Bound::upstream(&bind),
-            metrics,
-            serve,
-        )?;
+        let address = bind.to_string();
+        let listener = Bind { upstream: Some(name.to_owned()), address, policy, waits: false, remove };
+        let opening = self.open(listener, move || Bound::upstream(&bind), metrics, serve)?;
         Ok(UpstreamListener { upstream, opening })
     }
 
     /// Binds at once, or fails at once where the policy says so; listens when there is material, if it waits for it.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the two kinds of listener differ in each of these and in nothing else"
-    )]
-    fn open<B, F>(
-        &self,
-        name: &str,
-        address: String,
-        policy: BindPolicy,
-        waits: bool,
-        remove: Option<std::path::PathBuf>,
-        bind: B,
-        metrics: Arc<crate::metrics::PathMetrics>,
-        serve: F,
-    ) -> Result<Opening, BindError>
+    fn open<B, F>(&self, listener: Bind, bind: B, metrics: Arc<PathMetrics>, serve: F) -> Result<Opening, BindError>
     where
         B: Fn() -> io::Result<Bound> + Send + Sync + 'static,
         F: Fn(Accepted) + Clone + Send + Sync + 'static,
     {
-        let mut bound = match bind() {
-            Ok(bound) => Some(bound),
-            Err(error) if policy == BindPolicy::Fail => {
-                return Err(BindError { listener: name.to_owned(), address, error });
-            }
-            Err(error) => {
-                self.tell(name, &address, ListenerState::Failed(error.to_string()));
-                None
-            }
+        let Bind { upstream, address, policy, waits, remove } = listener;
+        let mut bound = None;
+        let start = |bound: Bound, workers: &Workers| -> io::Result<(Loops, Option<SocketAddr>)> {
+            let listening = bound.listen()?;
+            let local = listening.local_address();
+            Ok((Loops::start(listening, workers, &metrics, serve.clone())?, local))
         };
-        if !waits && let Some(now) = bound.take() {
-            match now.listen().and_then(|listening| Loops::start(listening, &self.workers, &metrics, serve.clone())) {
-                Ok(loops) => {
-                    self.tell(name, &address, ListenerState::Open);
-                    let loops = Arc::new(tokio::sync::Mutex::new(Some(loops)));
-                    return Ok(Opening { loops, given_up: CancellationToken::new(), remove });
-                }
-                Err(error) if policy == BindPolicy::Fail => {
-                    return Err(BindError { listener: name.to_owned(), address, error });
-                }
-                Err(error) => self.tell(name, &address, ListenerState::Failed(error.to_string())),
+        let opening = Opening { loops: Arc::default(), given_up: CancellationToken::new(), remove };
+        let tried = bind().and_then(|reserved| {
+            if waits {
+                bound = Some(reserved);
+                return Ok(None);
+            }
+            start(reserved, &self.workers).map(Some)
+        });
+        match tried {
+            Ok(Some((loops, local))) => {
+                *opening.loops.lock() = Some(loops);
+                self.board.tell(upstream.as_deref(), &address, ListenerState::Listening(local));
+                return Ok(opening);
+            }
+            Ok(None) => self.board.tell(upstream.as_deref(), &address, ListenerState::WaitingForMaterial),
+            Err(source) if policy == BindPolicy::Fail => return Err(BindError { upstream, bind: address, source }),
+            Err(error) => {
+                let state = ListenerState::Failed { error: error.to_string(), retrying: true };
+                self.board.tell(upstream.as_deref(), &address, state);
             }
         }
-        if bound.is_some() {
-            self.tell(name, &address, ListenerState::Waiting);
-        }
-        let opening = Opening { loops: Arc::default(), given_up: CancellationToken::new(), remove };
         let (loops, given_up) = (opening.loops.clone(), opening.given_up.clone());
-        let (live, workers, status) = (self.shared.live.clone(), self.workers.clone(), self.status.clone());
-        let name = name.to_owned();
-        tokio::spawn(async move {
+        let (live, workers, board) = (self.shared.live.clone(), self.workers.clone(), self.board.clone());
+        self.shared.control.spawn(async move {
+            let start = |bound: Bound| -> io::Result<(Loops, Option<SocketAddr>)> {
+                let listening = bound.listen()?;
+                let local = listening.local_address();
+                Ok((Loops::start(listening, &workers, &metrics, serve.clone())?, local))
+            };
             let open = async {
                 while waits && live.wait(Duration::from_secs(3600)).await.is_none() {}
+                let mut pause = REBIND.0;
                 loop {
-                    let tried = bound.take().map_or_else(&bind, Ok).and_then(Bound::listen);
-                    match tried.and_then(|listening| Loops::start(listening, &workers, &metrics, serve.clone())) {
-                        Ok(started) => {
-                            *loops.lock().await = Some(started);
-                            tell(&status, &name, &address, ListenerState::Open);
+                    match bound.take().map_or_else(&bind, Ok).and_then(&start) {
+                        Ok((started, local)) => {
+                            *loops.lock() = Some(started);
+                            board.tell(upstream.as_deref(), &address, ListenerState::Listening(local));
                             return;
                         }
                         Err(error) => {
-                            tell(&status, &name, &address, ListenerState::Failed(error.to_string()));
-                            tokio::time::sleep(REBIND).await;
+                            let state = ListenerState::Failed { error: error.to_string(), retrying: true };
+                            board.tell(upstream.as_deref(), &address, state);
+                            tokio::time::sleep(pause).await;
+                            pause = (pause * 2).min(REBIND.1);
                         }
                     }
                 }
@@ -464,10 +550,17 @@ impl Sidecar {
         });
         Ok(opening)
     }
+}
 
-    fn tell(&self, name: &str, address: &str, state: ListenerState) {
-        tell(&self.status, name, address, state);
-    }
+/// A listener that is wanted.
+struct Bind {
+    upstream: Option<String>,
+    address: String,
+    policy: BindPolicy,
+    /// Whether it listens only when there is material.
+    waits: bool,
+    /// The unix socket to remove when it closes.
+    remove: Option<PathBuf>,
 }
 
 impl fmt::Debug for Sidecar {
@@ -481,28 +574,6 @@ impl Drop for Sidecar {
         self.shared.cut.cancel();
         self.stop.cancel();
     }
-}
-
-const INBOUND: &str = "inbound";
-
-fn label(upstream: &str) -> String {
-    format!("upstream {upstream}")
-}
-
-fn tell(status: &Mutex<BTreeMap<String, ListenerStatus>>, name: &str, address: &str, state: ListenerState) {
-    let mut status = status.lock();
-    let new = ListenerStatus { address: address.to_owned(), state };
-    if status.get(name) == Some(&new) {
-        return;
-    }
-    match &new.state {
-        ListenerState::Waiting => tracing::info!(listener = name, address, "waiting for the first certificate"),
-        ListenerState::Open => tracing::info!(listener = name, address, "listening"),
-        ListenerState::Failed(error) => {
-            tracing::error!(listener = name, address, error, "cannot listen; trying again, the others serve");
-        }
-    }
-    status.insert(name.to_owned(), new);
 }
 
 /// How the connections are shared out: a quarter is kept for outbound, so that a flood from the mesh cannot cut the

@@ -21,7 +21,8 @@ use lictor_core::{
     rotation::{Rotation, system_clock},
 };
 use lictor_proxy::{
-    Application, InboundConfig, Limits, Parts, Sidecar, SidecarConfig, UpstreamBind, UpstreamConfig, Workers,
+    Application, Deps, InboundConfig, Limits, ListenerState, Sidecar, SidecarConfig, UpstreamBind, UpstreamConfig,
+    Workers,
 };
 use lictor_rustls::RustlsBackend;
 use parking_lot::Mutex;
@@ -69,7 +70,7 @@ impl Discovery for List {
 impl Scene {
     pub(crate) fn new() -> Self {
         let mesh = Mesh::new(lictor_conformance::report::seed());
-        Self { mesh, workers: Arc::new(Workers::start(2).unwrap()) }
+        Self { mesh, workers: Arc::new(Workers::start(Some(2)).unwrap()) }
     }
 
     /// A source with a good leaf of `service`.
@@ -97,16 +98,16 @@ impl Scene {
         Leaf::from_pem(&certificate, &pem("PRIVATE KEY", key.pkcs8().unwrap()), Grammar::Spiffe).unwrap()
     }
 
-    pub(crate) fn parts(&self, source: Arc<dyn CertSource>, doorman: &Arc<Doorman>, list: &Arc<List>) -> Parts {
-        Parts {
-            source,
+    pub(crate) fn deps(&self, source: Arc<dyn CertSource>, doorman: &Arc<Doorman>, list: &Arc<List>) -> Deps {
+        Deps {
+            certs: source,
             authorizer: doorman.clone(),
             discovery: list.clone(),
             backend: Arc::new(RustlsBackend::new().unwrap()),
             tls_policy: TlsPolicy::default(),
             peer_policy: Arc::new(PeerPolicy::default()),
-            clock: system_clock(),
             workers: self.workers.clone(),
+            control: tokio::runtime::Handle::current(),
         }
     }
 }
@@ -116,9 +117,17 @@ pub(crate) fn roots(list: &[&Authority]) -> Roots {
     Roots::from_pem(0, TRUST_DOMAIN, list.iter().map(String::as_str)).unwrap()
 }
 
-/// An address of loopback that was free a moment ago.
-pub(crate) fn free() -> SocketAddr {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+/// Any port of loopback: the system chooses, and the listener tells which.
+pub(crate) const ANY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+
+/// Where the one listener of `sidecar` is open, as soon as it is.
+pub(crate) async fn address_of(sidecar: &Sidecar) -> SocketAddr {
+    let open = || match sidecar.listeners().first().map(|listener| listener.state.clone()) {
+        Some(ListenerState::Listening(address)) => address,
+        _ => None,
+    };
+    until(|| open().is_some()).await;
+    open().unwrap()
 }
 
 pub(crate) fn instance(service: &str, address: SocketAddr) -> Instance {
@@ -179,16 +188,14 @@ impl Chain {
     pub(crate) async fn to(application: SocketAddr) -> Self {
         let scene = Scene::new();
         let (doorman, list) = (Arc::new(Doorman::default()), Arc::new(List::default()));
-        let (upstream, mesh_side) = (free(), free());
+        let deps = scene.deps(scene.source("db"), &doorman, &list);
+        let db = Sidecar::start(deps, inbound("db", ANY, application)).unwrap();
+        let mesh_side = address_of(&db).await;
         list.0.lock().push(instance("db", mesh_side));
-        let db =
-            Sidecar::start(scene.parts(scene.source("db"), &doorman, &list), inbound("db", mesh_side, application));
-        let db = db.await.unwrap();
-        let web = Sidecar::start(scene.parts(scene.source("web"), &doorman, &list), outbound("web", "db", upstream));
-        let web = web.await.unwrap();
-        let chain = Self { scene, doorman, list, web, db, upstream, mesh_side };
-        until(|| chain.db.status()["inbound"].state == lictor_proxy::ListenerState::Open).await;
-        chain
+        let deps = scene.deps(scene.source("web"), &doorman, &list);
+        let web = Sidecar::start(deps, outbound("web", "db", ANY)).unwrap();
+        let upstream = address_of(&web).await;
+        Self { scene, doorman, list, web, db, upstream, mesh_side }
     }
 }
 
