@@ -32,7 +32,9 @@ pub(crate) struct Shaken {
 pub(crate) enum Unshaken {
     /// The peer opened and closed without a byte, as TCP health checks do. No failure.
     BareOpen,
-    /// It failed, for this reason; any alert has been sent.
+    /// The peer was refused in its handshake, and has been told by an alert where the library sends one.
+    Refused(EndReason, String),
+    /// It failed otherwise: whatever is left of the socket is to be reset.
     Failed(EndReason, String),
 }
 
@@ -88,7 +90,7 @@ pub(crate) async fn shake<S: AsyncRead + AsyncWrite + Unpin>(
             }
             Err(error) => {
                 farewell(stream).await;
-                return Err(Unshaken::Failed(reason(&error), error.to_string()));
+                return Err(Unshaken::Refused(reason(&error), error.to_string()));
             }
         }
         read = true;
@@ -101,7 +103,7 @@ pub(crate) async fn shake<S: AsyncRead + AsyncWrite + Unpin>(
 pub(crate) async fn farewell<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) {
     let drain = async {
         let _ = stream.shutdown().await;
-        let mut scrap = [0; 4096];
+        let mut scrap = vec![0; 4096];
         let mut left = FAREWELL_BYTES;
         while let Ok(n) = stream.read(&mut scrap).await {
             left = left.saturating_sub(n);

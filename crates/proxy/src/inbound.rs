@@ -49,24 +49,28 @@ pub(crate) async fn serve(
     let metrics = shared.metrics.inbound.clone();
     let began = std::time::Instant::now();
     tune(&stream);
-    let outcome = admit(&shared, &config, &mut stream, peer).await;
+    // Boxed, so that what a handshake needs is gone when the long life of the connection begins.
+    let outcome = Box::pin(admit(&shared, &config, &mut stream, peer)).await;
     let Admitted { shaken, permit, handshake } = match outcome {
         Ok(admitted) => admitted,
         Err(Unshaken::BareOpen) => {
             metrics.bare_opens.add(1);
             return;
         }
+        Err(Unshaken::Refused(reason, detail)) => {
+            metrics.ended(reason);
+            note_refusal(&shared, peer, reason, &detail);
+            return;
+        }
         Err(Unshaken::Failed(reason, detail)) => {
             metrics.ended(reason);
             note_refusal(&shared, peer, reason, &detail);
-            if !matches!(reason, EndReason::Rejected(_) | EndReason::Handshake(HandshakeFailure::NotTls)) {
-                reset(stream);
-            }
+            reset(stream);
             return;
         }
     };
     let deadline = Instant::now() + config.connect_timeout;
-    let mut application = match shared.dialler.application(&config.application, deadline).await {
+    let mut application = match Box::pin(shared.dialler.application(&config.application, deadline)).await {
         Ok(application) => application,
         Err(error) => {
             metrics.ended(EndReason::ApplicationUnreachable);
@@ -153,7 +157,7 @@ async fn prove_and_permit(
     let session = serving.context.accept().map_err(internal)?;
     let judge = || shared.live.judge(ExpectedPeer::ClientOf(own.clone()), serving);
     let shaken = shake(stream, session, judge, greeted).await;
-    if let Err(Unshaken::Failed(EndReason::Rejected(RejectReason::UnknownIssuer), _)) = &shaken {
+    if let Err(Unshaken::Refused(EndReason::Rejected(RejectReason::UnknownIssuer), _)) = &shaken {
         shared.live.suspect_stale_roots();
     }
     let shaken = shaken?;

@@ -66,8 +66,9 @@ pub(crate) async fn serve(
     application.arm();
     let began = std::time::Instant::now();
     let metrics = &upstream.metrics;
+    // Boxed, so that what finding and dialling need is gone when the long life of the connection begins.
     let proven = tokio::select! {
-        proven = connect(&shared, &upstream) => proven,
+        proven = Box::pin(connect(&shared, &upstream)) => proven,
         () = shared.cut.cancelled() => Err((EndReason::Cut, String::new())),
     };
     let proven = match proven {
@@ -203,7 +204,7 @@ async fn attempt(
         Err(Unshaken::BareOpen) => {
             Err((EndReason::Handshake(HandshakeFailure::Closed), "it closed at once".to_owned()))
         }
-        Err(Unshaken::Failed(reason, detail)) => {
+        Err(Unshaken::Refused(reason, detail) | Unshaken::Failed(reason, detail)) => {
             if reason == EndReason::Rejected(RejectReason::UnknownIssuer) {
                 shared.live.suspect_stale_roots();
             }

@@ -10,6 +10,7 @@
 //! of an answer.
 
 use std::{
+    future::poll_fn,
     io,
     pin::{Pin, pin},
     sync::{
@@ -33,6 +34,9 @@ const TURNS: usize = 2;
 
 /// What an overrun budget lets a turn read, so that slow readers shrink to little and nobody stands still.
 const SMALL_READ: usize = 16 * 1024;
+
+/// How long one side may take what came before the other one broke.
+const HAND_OVER: Duration = Duration::from_secs(1);
 
 /// Answers that the protocol asks for (KeyUpdate) and that the peer does not take: beyond this it is not read.
 const MAX_ANSWERS: usize = 1024 * 1024;
@@ -192,8 +196,22 @@ where
 
     /// Moves bytes until both directions have ended, or one has broken, or nothing moved for `idle`.
     pub(crate) async fn run(&mut self, idle: Option<Duration>) -> End {
+        let end = self.move_bytes(idle).await;
+        // What was good before the break is still handed over, for as long as somebody takes it.
+        let hand_over = poll_fn(|cx| match end.0 {
+            EndReason::Truncated | EndReason::PeerReset | EndReason::PeerAlert | EndReason::BadRecord => {
+                self.to_application.poll_flush(cx, self.application)
+            }
+            EndReason::ApplicationReset => self.to_peer.poll_flush(cx, self.tls),
+            _ => Poll::Ready(Ok(())),
+        });
+        let _ = tokio::time::timeout(HAND_OVER, hand_over).await;
+        end
+    }
+
+    async fn move_bytes(&mut self, idle: Option<Duration>) -> End {
         let mut timer = pin!(idle.map(tokio::time::sleep));
-        std::future::poll_fn(|cx| {
+        poll_fn(|cx| {
             let mut moved = false;
             let mut end = lend(|lent| self.poll_turns(cx, lent, &mut moved));
             if let (Some(limit), Some(mut sleep)) = (idle, timer.as_mut().as_pin_mut()) {
