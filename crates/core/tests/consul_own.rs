@@ -310,3 +310,16 @@ async fn an_agent_that_knows_nothing_of_us_at_the_stop_is_content() {
     let asked = paths(&agent);
     assert_eq!(asked.last().unwrap(), "/v1/agent/service/deregister/web-proxy-x1");
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_of_1_2_gets_the_registration_that_it_understands() {
+    let agent = Scripted::new(|asked| async move {
+        let old = asked.body.contains(r#""ProxyDestination":"web""#) && !asked.body.contains("DestinationServiceName");
+        if asked.path().ends_with("/register") && !old { Reply::status(400) } else { Reply::ok(1, "") }
+    });
+    let (_ready, readiness) = watch::channel(Readiness::Ready);
+    let _registration = Registration::start(agent.client(), settings(), readiness);
+    sleep(120 * SECOND).await;
+    assert_eq!(agent.asked_for("/register").len(), 2);
+    assert_eq!(agent.asked_for("/check/pass/").len(), 12);
+}

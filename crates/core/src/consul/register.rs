@@ -62,7 +62,7 @@ impl RegistrationSettings {
         format!("{}-ttl", self.id())
     }
 
-    fn body(&self, client: &AgentClient) -> Value {
+    fn body(&self, client: &AgentClient, dialect: Dialect) -> Value {
         let mut body = json!({
             "Kind": "connect-proxy",
             "ID": self.id(),
@@ -76,8 +76,11 @@ impl RegistrationSettings {
                 "Status": "critical",
                 "Notes": "The proxy passes this check while it can serve.",
             },
-            "Proxy": { "DestinationServiceName": self.service },
         });
+        match dialect {
+            Dialect::Proxy => body["Proxy"] = json!({ "DestinationServiceName": self.service }),
+            Dialect::ProxyDestination => body["ProxyDestination"] = Value::from(&*self.service),
+        }
         // An agent that does not know these keys answers 400, so they stand there only when they are set.
         for (key, value) in [("Namespace", client.namespace()), ("Partition", client.partition())] {
             if let Some(value) = value {
@@ -96,6 +99,24 @@ impl RegistrationSettings {
             && text("Address") == self.address.as_deref().unwrap_or_default()
             && registered.get("Port").and_then(Value::as_u64) == Some(u64::from(self.port))
             && target == Some(&*self.service)
+    }
+}
+
+/// How a registration says whom the proxy stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Dialect {
+    /// Consul 1.3 and later.
+    Proxy,
+    /// Consul 1.2. Later versions refuse its key.
+    ProxyDestination,
+}
+
+impl Dialect {
+    fn other(self) -> Self {
+        match self {
+            Self::Proxy => Self::ProxyDestination,
+            Self::ProxyDestination => Self::Proxy,
+        }
     }
 }
 
@@ -125,7 +146,7 @@ impl Registration {
     pub fn start(client: AgentClient, settings: RegistrationSettings, readiness: watch::Receiver<Readiness>) -> Self {
         let (stop, stopping) = oneshot::channel();
         let runtime = client.runtime().clone();
-        let keeper = Keeper { client, settings, readiness, said: None };
+        let keeper = Keeper { client, settings, readiness, dialect: Dialect::Proxy, said: None };
         Self { stop, stopped: runtime.spawn(keeper.run(stopping)) }
     }
 
@@ -141,6 +162,7 @@ struct Keeper {
     client: AgentClient,
     settings: RegistrationSettings,
     readiness: watch::Receiver<Readiness>,
+    dialect: Dialect,
     /// The trouble that the log knows.
     said: Option<String>,
 }
@@ -181,27 +203,31 @@ impl Keeper {
 
     /// Registers, as often as it takes.
     async fn register(&mut self) {
-        let body = Bytes::from(self.settings.body(&self.client).to_string());
-        let call = Call::put(CallClass::Registration, ["v1", "agent", "service", "register"])
-            .ours(&self.client)
-            .param("replace-existing-checks", "true")
-            .body(body);
         let mut failures = 0_u32;
         loop {
+            let body = self.settings.body(&self.client, self.dialect).to_string();
+            let call = Call::put(CallClass::Registration, ["v1", "agent", "service", "register"])
+                .ours(&self.client)
+                .param("replace-existing-checks", "true")
+                .body(Bytes::from(body));
             let outcome = self.client.call(&call).await;
-            self.say("register", outcome.as_ref().err());
-            match outcome {
-                Ok(_) => {
-                    tracing::info!(proxy.id = self.settings.id(), "registered");
-                    return;
-                }
-                Err(error) => {
-                    failures += 1;
-                    let pause = backoff::pause(failures);
-                    tokio::time::sleep(if error.is_transport() { pause.min(Duration::from_secs(1)) } else { pause })
-                        .await;
-                }
+            let Err(error) = outcome else {
+                self.say("register", None);
+                tracing::info!(proxy.id = self.settings.id(), "registered");
+                return;
+            };
+            let malformed = error.status() == Some(StatusCode::BAD_REQUEST);
+            // It may be an agent of 1.2, so the other dialect is tried next. What today's agents say against that one
+            // need not be told.
+            if self.dialect == Dialect::Proxy || !malformed {
+                self.say("register", Some(&error));
             }
+            if malformed {
+                self.dialect = self.dialect.other();
+            }
+            failures += 1;
+            let pause = backoff::pause(failures);
+            tokio::time::sleep(if error.is_transport() { pause.min(Duration::from_secs(1)) } else { pause }).await;
         }
     }
 
@@ -232,6 +258,10 @@ impl Keeper {
     }
 
     async fn is_registered(&mut self) -> bool {
+        // 1.2 does not show a single service; there a lost registration shows in the check.
+        if self.dialect == Dialect::ProxyDestination {
+            return true;
+        }
         let id = self.settings.id();
         let call = Call::get(CallClass::Registration, ["v1", "agent", "service", &id]).ours(&self.client);
         match self.client.call(&call).await {
