@@ -421,3 +421,50 @@ async fn a_registration_passes_its_check_while_ready_and_is_gone_after_the_stop(
         assert!(ids(&discovery, &db()).await.is_empty());
     }
 }
+
+#[tokio::test]
+async fn data_threads_with_runtimes_of_their_own_share_the_client() {
+    let scene = Scene::start().await;
+    scene.handle.register(native("db-1", 5000)).unwrap();
+    let source = source(&scene);
+    let own = material(&source, |_| true).await;
+    let authorizer = ConsulAuthorizer::new(scene.client.clone(), source.watch());
+    let discovery = Arc::new(ConsulDiscovery::new(scene.client.clone()));
+    let client = peer(&scene, &own, "client");
+    let threads: Vec<_> = (0..4)
+        .map(|_| {
+            let (authorizer, discovery, client) = (authorizer.clone(), discovery.clone(), client.clone());
+            tokio::task::spawn_blocking(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(async {
+                    for _ in 0..20 {
+                        ask(&authorizer, &client).await.unwrap();
+                        assert_eq!(ids(&discovery, &db()).await, ["db-1"]);
+                    }
+                });
+            })
+        })
+        .collect();
+    for thread in threads {
+        thread.await.unwrap();
+    }
+    // The threads and their runtimes are gone; the connections to the agent are not.
+    ask(&authorizer, &client).await.unwrap();
+    let stats = scene.handle.stats();
+    assert!(stats.connections <= 10, "{} connections", stats.connections);
+}
+
+#[tokio::test]
+async fn an_agent_on_a_unix_socket_serves_all_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("agent.sock");
+    let options = Options { unix_socket: Some(path.clone()), ..Options::default() };
+    let mut scene = Scene::start_with(options, ClientSettings::default()).await;
+    scene.client = http_client(&format!("unix://{}", path.display()), ClientSettings::default());
+    scene.handle.register(native("db-1", 5000)).unwrap();
+    let source = source(&scene);
+    let own = material(&source, |_| true).await;
+    let authorizer = ConsulAuthorizer::new(scene.client.clone(), source.watch());
+    ask(&authorizer, &peer(&scene, &own, "client")).await.unwrap();
+    assert_eq!(ids(&ConsulDiscovery::new(scene.client.clone()), &db()).await, ["db-1"]);
+}

@@ -629,4 +629,26 @@ mod tests {
         changed["Port"] = json!(0);
         assert_eq!(service(&changed).listen, Some(tcp("127.0.0.9", 1234)));
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_registration_makes_the_reader_panic(any in super::super::captured::json(), key in 0..6_usize) {
+            let _ = ProxyDefinition::from_service(any.to_string().as_bytes());
+            let _ = ProxyDefinition::from_managed(any.to_string().as_bytes());
+            let mut changed = registration();
+            match key {
+                0 => changed["Proxy"] = any,
+                1 => changed["Proxy"]["Config"] = any,
+                2 => changed["Proxy"]["Upstreams"] = any,
+                3 => changed["Proxy"]["Upstreams"][0] = any,
+                4 => changed["Proxy"]["Upstreams"][0]["Config"] = any,
+                _ => changed["Port"] = any,
+            }
+            let body = changed.to_string();
+            if let Ok(read) = ProxyDefinition::from_service(body.as_bytes()) {
+                proptest::prop_assert!(read.problems.len() <= 64 * 8);
+                proptest::prop_assert!(read.local_connect_timeout.is_none_or(|timeout| timeout <= MAX_TIMEOUT));
+            }
+        }
+    }
 }

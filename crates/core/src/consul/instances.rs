@@ -311,4 +311,15 @@ mod tests {
         let read = (one.namespace.as_str(), one.partition.as_str(), one.port);
         assert_eq!(read, ("team", "part", 21001));
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_answer_makes_the_reader_panic(body in proptest::prelude::any::<Vec<u8>>(), text in "\\PC{0,80}") {
+            for kind in [DestinationKind::Service, DestinationKind::PreparedQuery] {
+                let _ = parse(&body, &destination(kind));
+                let changed = entry(|e| e["Service"]["ID"] = json!(text));
+                let _ = parse(json!([changed, { "Node": text }]).to_string().as_bytes(), &destination(kind));
+            }
+        }
+    }
 }
