@@ -20,6 +20,7 @@ pub mod records;
 pub mod report;
 pub mod rows;
 pub mod session;
+pub mod sidecars;
 pub mod verifier;
 
 pub use report::{Report, seed};

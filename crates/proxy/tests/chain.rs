@@ -2,21 +2,28 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is how these tests fail")]
 
-mod common;
+use std::{
+    io::ErrorKind,
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+};
 
-use std::{io::ErrorKind, sync::atomic::Ordering};
-
-use common::{Chain, PATIENCE, until};
+use lictor_conformance::sidecars::{ANY, Chain, PATIENCE, instance, until};
+use lictor_rustls::RustlsBackend;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     time::timeout,
 };
 
+async fn chain(application: SocketAddr) -> Chain {
+    Chain::to(application, Arc::new(RustlsBackend::new().unwrap())).await
+}
+
 #[tokio::test]
 async fn a_request_travels_and_its_answer_comes_back_whole_after_both_half_closes() {
     let application = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let chain = Chain::to(application.local_addr().unwrap()).await;
+    let chain = chain(application.local_addr().unwrap()).await;
     let (request, answer) = (vec![7u8; 300_000], vec![9u8; 200_000]);
     let (wanted, given) = (request.clone(), answer.clone());
     let serving = tokio::spawn(async move {
@@ -43,7 +50,7 @@ async fn a_request_travels_and_its_answer_comes_back_whole_after_both_half_close
 #[tokio::test]
 async fn an_application_that_speaks_first_is_heard() {
     let application = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let chain = Chain::to(application.local_addr().unwrap()).await;
+    let chain = chain(application.local_addr().unwrap()).await;
     let mut client = TcpStream::connect(chain.upstream).await.unwrap();
     let (mut stream, _) = timeout(PATIENCE, application.accept()).await.unwrap().unwrap();
     stream.write_all(b"220 ready").await.unwrap();
@@ -55,7 +62,7 @@ async fn an_application_that_speaks_first_is_heard() {
 #[tokio::test]
 async fn a_denied_client_never_reaches_the_application() {
     let application = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let chain = Chain::to(application.local_addr().unwrap()).await;
+    let chain = chain(application.local_addr().unwrap()).await;
     chain.doorman.denies.store(true, Ordering::SeqCst);
     let mut client = TcpStream::connect(chain.upstream).await.unwrap();
     let mut got = Vec::new();
@@ -69,7 +76,7 @@ async fn a_denied_client_never_reaches_the_application() {
 #[tokio::test]
 async fn a_socket_that_is_opened_and_closed_is_no_failure_and_no_question() {
     let application = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let chain = Chain::to(application.local_addr().unwrap()).await;
+    let chain = chain(application.local_addr().unwrap()).await;
     drop(TcpStream::connect(chain.mesh_side).await.unwrap());
     until(|| chain.db.metrics().inbound.bare_opens == 1).await;
     let inbound = chain.db.metrics().inbound;
@@ -80,7 +87,7 @@ async fn a_socket_that_is_opened_and_closed_is_no_failure_and_no_question() {
 #[tokio::test]
 async fn an_application_that_resets_resets_the_other_one() {
     let application = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let chain = Chain::to(application.local_addr().unwrap()).await;
+    let chain = chain(application.local_addr().unwrap()).await;
     let mut client = TcpStream::connect(chain.upstream).await.unwrap();
     client.write_all(b"hello").await.unwrap();
     let (mut stream, _) = timeout(PATIENCE, application.accept()).await.unwrap().unwrap();
@@ -95,7 +102,7 @@ async fn an_application_that_resets_resets_the_other_one() {
 #[tokio::test]
 async fn a_drain_lets_connections_finish_and_a_cut_resets_them() {
     let application = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let chain = Chain::to(application.local_addr().unwrap()).await;
+    let chain = chain(application.local_addr().unwrap()).await;
     let mut client = TcpStream::connect(chain.upstream).await.unwrap();
     client.write_all(b"hello").await.unwrap();
     let (mut stream, _) = timeout(PATIENCE, application.accept()).await.unwrap().unwrap();
@@ -113,12 +120,12 @@ async fn a_drain_lets_connections_finish_and_a_cut_resets_them() {
 #[tokio::test]
 async fn another_instance_is_tried_when_the_first_does_not_answer() {
     let application = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let chain = Chain::to(application.local_addr().unwrap()).await;
+    let chain = chain(application.local_addr().unwrap()).await;
     // Bound and not listening, so that nobody else can have the port and whoever dials it is refused.
     let silent = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-    silent.bind(&common::ANY.into()).unwrap();
+    silent.bind(&ANY.into()).unwrap();
     let address = silent.local_addr().unwrap().as_socket().unwrap();
-    chain.list.0.lock().push(common::instance("db", address));
+    chain.list.0.lock().push(instance("db", address));
     for _ in 0..20 {
         let mut client = TcpStream::connect(chain.upstream).await.unwrap();
         client.write_all(b"x").await.unwrap();
