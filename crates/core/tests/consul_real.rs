@@ -23,8 +23,8 @@ use lictor_conformance::{
 use lictor_core::{
     Authorizer as _, CertSource as _, Destination, DestinationKind, Discovery as _, Inbound, ServiceName,
     consul::{
-        AgentClient, ClientSettings, ConsulAuthorizer, ConsulCertSource, ConsulDiscovery, DefinitionSource,
-        OwnDefinition, Readiness, Registration, RegistrationSettings, find_sidecar,
+        AgentClient, CallClass, CallOutcome, ClientSettings, ConsulAuthorizer, ConsulCertSource, ConsulDiscovery,
+        DefinitionSource, OwnDefinition, Readiness, Registration, RegistrationSettings, Token, find_sidecar,
     },
     identity::Grammar,
     rotation::system_clock,
@@ -42,12 +42,17 @@ struct Consul {
 
 impl Consul {
     async fn start(binary: &str) -> Self {
+        Self::start_with(binary, "").await
+    }
+
+    /// With a piece of configuration of its own, ending in a comma.
+    async fn start_with(binary: &str, more: &str) -> Self {
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let [server, serf_lan, serf_wan] = std::array::from_fn(|_| {
             std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string()
         });
         let config = format!(
-            r#"{{"connect": {{"enabled": true}}, "ports": {{"grpc": -1, "grpc_tls": -1, "dns": -1, "http": {port},
+            r#"{{{more}"connect": {{"enabled": true}}, "ports": {{"grpc": -1, "grpc_tls": -1, "dns": -1, "http": {port},
                 "server": {server}, "serf_lan": {serf_lan}, "serf_wan": {serf_wan}}}}}"#
         );
         // Versions before 1.14 do not know every port.
@@ -80,7 +85,8 @@ impl Consul {
     }
 
     async fn put(&self, path: &str, body: Value) -> String {
-        let answer = self.http.put(format!("{}{path}", self.url)).body(body.to_string()).send().await.unwrap();
+        let request = self.http.put(format!("{}{path}", self.url)).header("X-Consul-Token", MANAGEMENT);
+        let answer = request.body(body.to_string()).send().await.unwrap();
         let status = answer.status();
         let text = answer.text().await.unwrap();
         assert_eq!(status, 200, "{path}: {text}");
@@ -95,6 +101,15 @@ impl Consul {
     fn client(&self) -> AgentClient {
         http_client(&self.url, ClientSettings::default())
     }
+
+    /// A token with these rules: its public name and its secret.
+    async fn token(&self, rules: &str) -> (String, String) {
+        self.put("/v1/acl/policy", json!({"Name": "test", "Rules": rules})).await;
+        let made = self.put("/v1/acl/token", json!({"Policies": [{"Name": "test"}]})).await;
+        let made: Value = serde_json::from_str(&made).unwrap();
+        let text = |key: &str| made[key].as_str().unwrap().to_owned();
+        (text("AccessorID"), text("SecretID"))
+    }
 }
 
 impl Drop for Consul {
@@ -103,6 +118,9 @@ impl Drop for Consul {
         let _ = self.child.wait();
     }
 }
+
+/// The management token of agents with access control.
+const MANAGEMENT: &str = "5a7c1d8e-0000-4000-8000-000000000001";
 
 fn db() -> Destination {
     Destination {
@@ -242,4 +260,60 @@ async fn a_real_agent_serves_all_that_the_client_asks_for() {
     }
     println!("loss seen after {:?}: {:?}", began.elapsed(), source.state().problems);
     assert!(source.watch().borrow().is_some(), "the last good state is kept");
+}
+
+/// For versions from 1.11 on, which name the first token so.
+#[tokio::test]
+#[ignore = "needs a consul binary, named by LICTOR_CONSUL, and two minutes"]
+async fn rights_that_are_lost_on_a_real_agent_are_noticed_and_cost_no_state() {
+    let binary = std::env::var("LICTOR_CONSUL").unwrap();
+    let acl = format!(
+        r#""acl": {{"enabled": true, "default_policy": "deny", "tokens": {{"initial_management": "{MANAGEMENT}"}}}},"#
+    );
+    let consul = Consul::start_with(&binary, &acl).await;
+    let rules = r#"service "web" { policy = "write" } service_prefix "" { policy = "read" }
+        node_prefix "" { policy = "read" }"#;
+    let (accessor, secret) = consul.token(rules).await;
+    let native = json!({"ID": "db-1", "Name": "db", "Port": 5000, "Connect": {"Native": true}});
+    consul.put("/v1/agent/service/register", native).await;
+    let settings = ClientSettings { token: Token::value(&secret).unwrap(), ..ClientSettings::default() };
+    let client = http_client(&consul.url, settings);
+    let source = ConsulCertSource::start(&client, rotation("web", system_clock()), system_clock());
+    let own = source.watch().wait_for(Option::is_some).await.unwrap().clone().unwrap();
+    let roots: Vec<String> = own.roots.anchors().iter().map(|root| pem("CERTIFICATE", root.certificate())).collect();
+    let trust_domain = own.roots.trust_domain().as_str();
+    let peer = identity(own.leaf.chain(), &roots, trust_domain, own.leaf.identity(), UnixTime::now());
+    let authorizer = ConsulAuthorizer::new(client.clone(), source.watch());
+    let target = ServiceName::parse("web", Grammar::Spiffe).unwrap();
+    let inbound = Inbound { target: &target, peer: &peer };
+    println!("with rights: {:?}", authorizer.authorize(&inbound).await);
+    let discovery = ConsulDiscovery::new(client.clone());
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while discovery.instances(&db()).await.unwrap().is_empty() {
+        assert!(Instant::now() < deadline, "db is never listed");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+
+    let gone = consul.http.delete(format!("{}/v1/acl/token/{accessor}", consul.url));
+    assert_eq!(gone.header("X-Consul-Token", MANAGEMENT).send().await.unwrap().status(), 200);
+    let began = Instant::now();
+    loop {
+        assert_eq!(discovery.instances(&db()).await.unwrap().len(), 1, "the last list is kept");
+        let noticed = client
+            .health()
+            .calls
+            .iter()
+            .any(|(class, outcome, _)| (*class, *outcome) == (CallClass::Endpoints, CallOutcome::Forbidden));
+        if noticed {
+            break;
+        }
+        assert!(began.elapsed() < Duration::from_secs(100), "{:?}", client.health());
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    println!("the lost rights were noticed after {:?}: {:?}", began.elapsed(), client.health());
+    let refusal = authorizer.authorize(&inbound).await.unwrap_err();
+    println!("without rights: {refusal}");
+    assert_eq!(refusal.kind, lictor_core::RefusalKind::Forbidden);
+    println!("state: {:?}", source.state());
+    assert!(source.watch().borrow().is_some());
 }
