@@ -73,7 +73,7 @@ impl CallOutcome {
     }
 }
 
-/// A picture of [`AgentHealth`](super::AgentClient::health) at one moment.
+/// How we get on with the agent, at one moment: what [`AgentClient::health`](super::AgentClient::health) gives.
 #[derive(Clone, Debug, Default)]
 pub struct AgentHealth {
     /// Whether the last exchange reached the agent; `None` before the first one has ended.
