@@ -1,3 +1,10 @@
 //! The sidecar.
 
+mod backends;
+mod cli;
+mod config;
+mod env;
+mod exit;
+mod settings;
+
 fn main() {}

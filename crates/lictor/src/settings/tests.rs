@@ -1,0 +1,232 @@
+use std::ffi::OsString;
+
+use super::*;
+use crate::{cli, exit::Exit};
+
+fn resolve_with<const N: usize>(line: &str, environment: [(&str, &str); N]) -> Result<Settings, Failure> {
+    let line = format!("lictor proxy {line}");
+    match cli::parse(line.split_whitespace().map(OsString::from)).unwrap_or_else(|error| panic!("{error}")) {
+        cli::Action::Proxy(flags) => Settings::resolve(&flags, &environment.into()),
+        _ => panic!("not proxy"),
+    }
+}
+
+fn settings<const N: usize>(line: &str, environment: [(&str, &str); N]) -> Settings {
+    resolve_with(line, environment).unwrap_or_else(|failure| panic!("{line}: {failure}"))
+}
+
+fn failure<const N: usize>(line: &str, environment: [(&str, &str); N]) -> (Exit, String) {
+    let failure = resolve_with(line, environment).expect_err(line);
+    (failure.exit, failure.to_string().lines().next().unwrap_or_default().to_owned())
+}
+
+fn file(text: &str) -> tempfile::NamedTempFile {
+    let file = tempfile::Builder::new().suffix(".hcl").tempfile().expect("a temporary file");
+    std::fs::write(file.path(), text).expect("written");
+    file
+}
+
+#[test]
+fn without_a_mode_the_message_names_the_ways_to_choose_one() {
+    let (exit, message) = failure("", []);
+    assert_eq!(exit, Exit::Usage);
+    assert!(message.contains("-service") && message.contains("-proxy-id"), "{message}");
+}
+
+#[test]
+fn a_service_alone_has_no_listener_and_no_upstream() {
+    let Mode::Static(sidecar) = settings("-service web", []).mode else { panic!("not by flags") };
+    assert_eq!((sidecar.inbound, sidecar.upstreams.len(), sidecar.register), (None, 0, None));
+}
+
+#[test]
+fn upstream_flags_become_listeners_and_the_last_of_a_name_wins() {
+    let Mode::Static(sidecar) =
+        settings("-service web -upstream db:1 -upstream db:2 -upstream q.query:127.0.0.55:8282", []).mode
+    else {
+        panic!("not by flags")
+    };
+    assert_eq!(sidecar.upstreams.len(), 2);
+    assert_eq!(sidecar.upstreams["db"].bind, StaticBind::Tcp("127.0.0.1:2".parse().unwrap()));
+    assert_eq!(sidecar.upstreams["q"].bind, StaticBind::Tcp("127.0.0.55:8282".parse().unwrap()));
+    assert_eq!(sidecar.upstreams["q"].destination.kind, DestinationKind::PreparedQuery);
+}
+
+#[test]
+fn flags_that_need_another_flag_say_which() {
+    for (line, word) in [("-service web -listen :4567", "-service-addr"), ("-service web -register", "-listen")] {
+        let (exit, message) = failure(line, []);
+        assert_eq!(exit, Exit::Usage, "{message}");
+        assert!(message.contains(word), "{message}");
+    }
+}
+
+#[test]
+fn a_listen_address_without_a_host_is_every_address() {
+    let Mode::Static(sidecar) =
+        settings("-service web -listen :4567 -service-addr localhost:80 -register -register-id x", []).mode
+    else {
+        panic!("not by flags")
+    };
+    let (bind, app) = sidecar.inbound.expect("there is one");
+    assert_eq!(bind, "0.0.0.0:4567".parse().unwrap());
+    assert_eq!(app, Target::Tcp { host: "localhost".to_owned(), port: 80 });
+    assert_eq!(sidecar.register, Some(Registering { suffix: Some("x".to_owned()), host: String::new(), port: 4567 }));
+}
+
+#[test]
+fn the_mode_follows_the_order_of_the_original_whatever_says_it() {
+    let proxy = |id: &str, managed| Mode::Proxy { id: id.to_owned(), managed };
+    let sidecar_for = |id: &str| Mode::SidecarFor { id: id.to_owned() };
+    assert_eq!(settings("", [("CONNECT_SIDECAR_FOR", "web")]).mode, sidecar_for("web"));
+    assert_eq!(settings("", [("CONNECT_SIDECAR_FOR", "web"), ("CONNECT_PROXY_ID", "p")]).mode, proxy("p", false));
+    assert_eq!(settings("", [("CONSUL_PROXY_ID", "p")]).mode, proxy("p", false));
+    assert_eq!(settings("-proxy-id flag", [("CONNECT_PROXY_ID", "variable")]).mode, proxy("flag", false));
+    assert_eq!(settings("-sidecar-for web -service x", []).mode, sidecar_for("web"));
+    assert_eq!(settings("-sidecar-for web", [("CONNECT_PROXY_ID", "")]).mode, sidecar_for("web"));
+    assert_eq!(
+        settings("", [("CONNECT_PROXY_ID", "web-proxy"), ("CONNECT_PROXY_TOKEN", "t")]).mode,
+        proxy("web-proxy", true)
+    );
+}
+
+#[test]
+fn tokens_follow_the_order_of_the_original() {
+    let token = |line: &str, environment: [(&str, &str); 4]| {
+        let agent = settings(&format!("-service web {line}"), environment).agent;
+        match (agent.token, agent.token_file) {
+            (Some(Secret(token)), None) => token,
+            (None, Some(path)) => path.display().to_string(),
+            (None, None) => "none".to_owned(),
+            both => panic!("{both:?}"),
+        }
+    };
+    let none = [("CONSUL_HTTP_TOKEN", ""), ("A", ""), ("B", ""), ("C", "")];
+    let all = [
+        ("CONSUL_HTTP_TOKEN", "v"),
+        ("CONSUL_HTTP_TOKEN_FILE", "/v"),
+        ("CONNECT_PROXY_TOKEN", "managed"),
+        ("CONSUL_PROXY_TOKEN", "documented"),
+    ];
+    let plain = [("CONSUL_HTTP_TOKEN", "v"), ("CONSUL_HTTP_TOKEN_FILE", "/v"), ("B", ""), ("C", "")];
+    assert_eq!(token("", none), "none");
+    assert_eq!(token("", plain), "/v");
+    assert_eq!(token("", all), "managed");
+    assert_eq!(token("-token flag", all), "flag");
+    assert_eq!(token("-token flag -token-file /flag", all), "/flag");
+    assert_eq!(token("-token-file /flag", plain), "/flag");
+}
+
+#[test]
+fn flags_rule_over_variables_and_variables_over_the_file() {
+    let file = file("service = \"web\"\nagent {\n  address = \"file:1\"\n  token_file = \"/file\"\n}\nworkers = 1\n");
+    let line = format!("-config {}", file.path().display());
+    let address = |settings: Settings| settings.agent.address.unwrap_or_default();
+    assert_eq!(address(settings(&line, [])), "file:1");
+    assert_eq!(address(settings(&line, [("CONSUL_HTTP_ADDR", "consul:2")])), "consul:2");
+    let both = [("CONSUL_HTTP_ADDR", "consul:2"), ("LICTOR_AGENT__ADDRESS", "own:3")];
+    assert_eq!(address(settings(&line, both)), "own:3");
+    assert_eq!(address(settings(&format!("{line} -http-addr flag:4"), both)), "flag:4");
+    assert_eq!(
+        settings(&line, [("CONSUL_HTTP_TOKEN", "x")]).agent.token_file,
+        None,
+        "a token from above replaces the file from below"
+    );
+    assert_eq!(
+        settings(&format!("{line} -sidecar-for db"), []).mode,
+        Mode::SidecarFor { id: "db".to_owned() },
+        "a mode from above replaces the mode of the file"
+    );
+}
+
+#[test]
+fn variables_that_do_not_make_sense_are_errors_that_name_them() {
+    assert_eq!(
+        failure("-service web", [("CONSUL_HTTP_SSL_VERIFY", "maybe")]),
+        (
+            Exit::Config,
+            "CONSUL_HTTP_SSL_VERIFY: \"maybe\" is neither true nor false; write true or false, or leave the variable \
+             unset"
+                .to_owned()
+        )
+    );
+    let (exit, message) = failure("-service web", [("LICTOR_DRAIN__TIMEOUT", "30")]);
+    assert_eq!(exit, Exit::Config);
+    assert!(message.starts_with("LICTOR_DRAIN__TIMEOUT: drain.timeout: expected a duration"), "{message}");
+    let (exit, message) = failure("-service web -client-cert /c", []);
+    assert_eq!(exit, Exit::Config);
+    assert!(message.contains("has no key"), "{message}");
+}
+
+#[test]
+fn a_variable_of_ours_that_is_no_key_is_told_and_passed_over() {
+    let settings = settings("-service web", [("LICTOR_SERVICE_PORT", "80"), ("LICTOR_DRAIN__TIMEUOT", "1s")]);
+    assert_eq!(settings.warnings.len(), 2, "{:?}", settings.warnings);
+    assert!(settings.warnings[0].contains("did you mean \"timeout\""), "{:?}", settings.warnings);
+}
+
+#[test]
+fn our_own_variables_reach_every_key() {
+    let settings = settings(
+        "",
+        [
+            ("LICTOR_SERVICE", "web"),
+            ("LICTOR_UPSTREAM__DB__PORT", "5432"),
+            ("LICTOR_TLS__MIN_VERSION", "1.3"),
+            ("LICTOR_TLS__HYBRID", "false"),
+            ("LICTOR_LOG__LEVEL", "debug"),
+            ("LICTOR_ADMIN__ADDRESS", "off"),
+            ("LICTOR_PEERS__EXTRA_TRUST_DOMAINS", "a.consul, b.consul"),
+        ],
+    );
+    assert_eq!(settings.tls, TlsPolicy { tls12: false, hybrid_first: false });
+    assert_eq!((settings.log.level, settings.admin), (Level::Debug, Admin::Off));
+    assert_eq!(settings.peers.extra_trust_domains.len(), 2);
+    assert!(matches!(settings.mode, Mode::Static(sidecar) if sidecar.upstreams.len() == 1));
+}
+
+#[test]
+fn what_a_file_asks_for_and_cannot_have_is_one_message() {
+    for (text, expected) in [
+        (
+            "service = \"web\"\nproxy_id = \"p\"",
+            "proxy_id and service contradict each other; keep the one that says whose sidecar it is",
+        ),
+        (
+            "service = \"web\"\ntls {\n backend = \"openssl\"\n}",
+            "tls.backend: this binary is built without \"openssl\"; linked here: rustls",
+        ),
+        (
+            "service = \"web\"\nadmin {\n address = \"0.0.0.0:19100\"\n}",
+            "admin.address: 0.0.0.0:19100 can be reached from other hosts, and the admin listener asks nobody for a \
+             password; write \"127.0.0.1:19100\", or allow it outright with allow_remote = true (-admin-allow-remote)",
+        ),
+        (
+            "service = \"web\"\nupstream \"db\" {\n}",
+            "upstream.db: it does not say where to listen; add port = 5432, or socket = \"/path\"",
+        ),
+        (
+            "service = \"web\"\nupstream \"a\" {\n port = 1\n}\nupstream \"b\" {\n port = 1\n}",
+            "upstream.b: another upstream listens on 127.0.0.1:1 already; give each upstream a port of its own",
+        ),
+        (
+            "service = \"we b\"",
+            "the name of the service, \"we b\", has a path segment that is empty or holds characters outside A-Z a-z \
+             0-9 . _ -: peers would refuse its identity; rename the service, or set allow_percent_encoding in peers \
+             here and at every peer",
+        ),
+    ] {
+        let file = file(text);
+        let failure = Settings::of_path(file.path()).expect_err(text);
+        assert_eq!(failure.exit, Exit::Config, "{text}");
+        assert_eq!(failure.to_string(), format!("{}: {expected}", file.path().display()));
+    }
+}
+
+#[test]
+fn a_managed_proxy_drains_before_its_agent_kills_it() {
+    let managed = settings("", [("CONNECT_PROXY_ID", "p"), ("CONNECT_PROXY_TOKEN", "t")]);
+    assert_eq!(managed.drain, MANAGED_DRAIN);
+    assert_eq!(settings("-service web", []).drain, DEFAULT_DRAIN);
+    assert_eq!(settings("-service web -drain-timeout 5s", []).drain, Duration::from_secs(5));
+}
