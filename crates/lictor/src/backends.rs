@@ -32,7 +32,9 @@ const KNOWN: [&str; 3] = ["rustls", "openssl", "boring"];
 
 #[cfg(feature = "rustls")]
 fn start_rustls() -> Result<Arc<dyn TlsBackend>, String> {
-    Err("not yet".to_owned())
+    lictor_rustls::RustlsBackend::new()
+        .map(|backend| Arc::new(backend) as Arc<dyn TlsBackend>)
+        .map_err(|error| error.to_string())
 }
 
 /// The backend called `name`, or the only one.

@@ -55,7 +55,7 @@ impl Environment {
         for (name, path) in [("CONSUL_HTTP_SSL", "agent.tls.enabled"), ("CONSUL_HTTP_SSL_VERIFY", "agent.tls.verify")] {
             if let Some(text) = self.get(name) {
                 let value = go::parse_bool(text).map_err(|what| {
-                    Problem::new(what).instead("write true or false, or leave the variable unset").from_origin(name)
+                    Problem::new(what).instead("write true or false, or leave the variable unset").said_by(name)
                 })?;
                 put(name, path, Value::Bool(value));
             }

@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use lictor_core::{Destination, DestinationKind, PeerPolicy, ServiceName, TlsPolicy, TrustDomain, identity::Grammar};
+use lictor_core::{
+    Destination, DestinationKind, PeerPolicy, ServiceName, TlsPolicy, TrustDomain, consul::AgentAddress,
+    identity::Grammar,
+};
 
 use crate::{
     backends,
@@ -18,7 +21,7 @@ use crate::{
         values::{Secret, Text},
     },
     env::{Environment, path_of},
-    exit::Failure,
+    exit::{Exit, Failure},
 };
 
 /// Where the admin listener is when nobody says otherwise. Outside the ranges that Consul gives to sidecars (21000 and
@@ -111,8 +114,7 @@ pub(crate) enum StaticBind {
 /// The agent and how to speak with it.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct AgentSettings {
-    pub(crate) address: Option<String>,
-    pub(crate) https: bool,
+    pub(crate) address: AgentAddress,
     pub(crate) token: Option<Secret>,
     pub(crate) token_file: Option<PathBuf>,
     pub(crate) auth: Option<Secret>,
@@ -167,7 +169,7 @@ impl Settings {
         if let Some(path) = &flags.config {
             let layer = Layer::file(path)?;
             file_mode = ModeKeys::of(&config::merge(std::slice::from_ref(&layer))?);
-            file_mode.check().map_err(|problem| problem.from_origin(&path.display().to_string()))?;
+            file_mode.check().map_err(|problem| problem.said_by(&path.display().to_string()))?;
             layers.push(layer);
         }
         layers.push(environment.consul()?);
@@ -185,9 +187,16 @@ impl Settings {
         }
         let mut warnings = unknown;
         warnings.extend(flags.ignored.iter().map(|flag| format!("-{flag} is not served by lictor and has no effect")));
-        let managed = environment.get("CONNECT_PROXY_ID").or(environment.get("CONSUL_PROXY_ID")).is_some()
-            && environment.get("CONNECT_PROXY_TOKEN").or(environment.get("CONSUL_PROXY_TOKEN")).is_some();
-        Self::of_file(file, managed, warnings)
+        let any = |names: [&str; 2]| names.iter().any(|name| environment.get(name).is_some());
+        let managed =
+            any(["CONNECT_PROXY_ID", "CONSUL_PROXY_ID"]) && any(["CONNECT_PROXY_TOKEN", "CONSUL_PROXY_TOKEN"]);
+        Self::of_file(file, managed, warnings).map_err(|failure| match &flags.config {
+            // The file is where most of it comes from, so it is named even if a flag or variable had a part.
+            Some(path) if failure.exit == Exit::Config => {
+                Failure::new(Exit::Config, format!("{}: {failure}", path.display()))
+            }
+            _ => failure,
+        })
     }
 
     /// Checks a file alone, without flags and variables.
@@ -198,10 +207,10 @@ impl Settings {
         let layer = Layer::file(path)?;
         let file = config::merge(&[layer])?;
         let origin = path.display().to_string();
-        ModeKeys::of(&file).check().map_err(|problem| problem.from_origin(&origin))?;
+        ModeKeys::of(&file).check().map_err(|problem| problem.said_by(&origin))?;
         Self::of_file(file, false, Vec::new()).map_err(|failure| match failure.exit {
-            crate::exit::Exit::Usage | crate::exit::Exit::Config => Failure::new(
-                crate::exit::Exit::Config,
+            Exit::Usage | Exit::Config => Failure::new(
+                Exit::Config,
                 format!("{origin}: {}", failure.to_string().lines().next().unwrap_or_default()),
             ),
             _ => failure,
@@ -274,6 +283,25 @@ impl Settings {
             settle: drain.settle.map_or(DEFAULT_SETTLE, |span| span.0),
             warnings,
         })
+    }
+}
+
+impl std::fmt::Display for Settings {
+    /// One line for `lictor validate`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.mode {
+            Mode::Proxy { id, .. } => write!(f, "the sidecar registered as {id}")?,
+            Mode::SidecarFor { id } => write!(f, "the sidecar of the service with ID {id}")?,
+            Mode::Static(sidecar) => {
+                write!(f, "the sidecar of {} with ", sidecar.service)?;
+                match &sidecar.inbound {
+                    Some((bind, _)) => write!(f, "a listener for the mesh on {bind}")?,
+                    None => f.write_str("no listener for the mesh")?,
+                }
+                write!(f, " and {} upstreams", sidecar.upstreams.len())?;
+            }
+        }
+        write!(f, ", TLS by {}", self.backend.name)
     }
 }
 
@@ -361,7 +389,7 @@ fn flag_layer(flags: &ProxyFlags) -> Result<Layer, Failure> {
         put("address", upstream.address.as_deref().map_or(Value::Null, text));
         put("port", Value::Integer(upstream.port.into()));
     }
-    Layer::texts("flags", values).map_err(|problem| Failure::usage(problem))
+    Layer::texts("flags", values).map_err(Failure::usage)
 }
 
 fn static_sidecar(
@@ -512,9 +540,16 @@ fn agent_settings(written: schema::Agent) -> Result<AgentSettings, Failure> {
                 .into());
         }
     };
+    let address = match address {
+        Some(Text(address)) => {
+            AgentAddress::parse(&address, tls.enabled.is_some_and(|switch| switch.0)).map_err(|error| {
+                Problem::new(format!("\"{address}\" is no address of an agent: {error}")).key("address").key("agent")
+            })?
+        }
+        None => AgentAddress::default(),
+    };
     Ok(AgentSettings {
-        address: text(address),
-        https: tls.enabled.is_some_and(|switch| switch.0),
+        address,
         token,
         token_file: path(token_file),
         auth,

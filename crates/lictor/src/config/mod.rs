@@ -17,7 +17,7 @@ mod yaml;
 use std::path::Path;
 
 pub(crate) use self::{
-    problem::{Problem, nearest, unknown},
+    problem::{Problem, nearest},
     schema::File,
     tree::{Node, Value},
 };
@@ -40,7 +40,7 @@ impl Layer {
     /// Reads the file at `path`; its extension names the format: `.hcl`, `.toml`, `.json`, `.yaml` or `.yml`.
     pub(crate) fn file(path: &Path) -> Result<Self, Problem> {
         let origin = path.display().to_string();
-        let text = read_file(path).map_err(|problem| problem.from_origin(&origin))?;
+        let text = read_file(path).map_err(|problem| problem.said_by(&origin))?;
         Self::text(&origin, path.extension().and_then(|extension| extension.to_str()), &text)
     }
 
@@ -55,7 +55,7 @@ impl Layer {
                 .instead("let the name end in .hcl, .toml, .json or .yaml")),
         };
         let node = node.and_then(|node| strict::read::<File>(&node).map(|_| node));
-        node.map(|node| Self { origin: origin.to_owned(), node }).map_err(|problem| problem.from_origin(origin))
+        node.map(|node| Self { origin: origin.to_owned(), node }).map_err(|problem| problem.said_by(origin))
     }
 
     /// A layer of values that were texts, each of which names where it came from: `(origin, path, text)`. An empty
@@ -66,7 +66,7 @@ impl Layer {
             let path: Vec<&str> = path.iter().map(String::as_str).collect();
             let mut alone = Node::empty();
             alone.put(&path, value.clone());
-            strict::read_text::<File>(&alone).map_err(|problem| problem.from_origin(&origin))?;
+            strict::read_text::<File>(&alone).map_err(|problem| problem.said_by(&origin))?;
             let value = match value {
                 Value::Text(text) if path.last().is_some_and(|key| LISTS.contains(key)) => Value::List(
                     strict::items(&text).map(|item| Node { line: 0, value: Value::Text(item.to_owned()) }).collect(),

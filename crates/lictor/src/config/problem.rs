@@ -46,7 +46,7 @@ impl Problem {
     }
 
     /// Names the file, flag or variable, unless there is one already.
-    pub(crate) fn from_origin(mut self, origin: &str) -> Self {
+    pub(crate) fn said_by(mut self, origin: &str) -> Self {
         if self.origin.is_empty() {
             origin.clone_into(&mut self.origin);
         }

@@ -124,6 +124,7 @@ fn a_key_that_is_there_twice_is_refused() {
     for (extension, text, line) in [
         ("hcl", "workers = 1\nworkers = 2\n", 2),
         ("hcl", "upstream \"db\" {\n port = 1\n}\nupstream \"db\" {\n port = 2\n}\n", 4),
+        ("hcl", "agent = {\n  address = \"a\"\n  address = \"b\"\n}\n", 3),
         ("toml", "workers = 1\nworkers = 2\n", 2),
         ("json", "{\"workers\": 1,\n\"workers\": 2}", 2),
         ("yaml", "workers: 1\nworkers: 2\n", 2),

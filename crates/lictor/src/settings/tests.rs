@@ -1,7 +1,7 @@
 use std::ffi::OsString;
 
 use super::*;
-use crate::{cli, exit::Exit};
+use crate::cli;
 
 fn resolve_with<const N: usize>(line: &str, environment: [(&str, &str); N]) -> Result<Settings, Failure> {
     let line = format!("lictor proxy {line}");
@@ -121,12 +121,12 @@ fn tokens_follow_the_order_of_the_original() {
 fn flags_rule_over_variables_and_variables_over_the_file() {
     let file = file("service = \"web\"\nagent {\n  address = \"file:1\"\n  token_file = \"/file\"\n}\nworkers = 1\n");
     let line = format!("-config {}", file.path().display());
-    let address = |settings: Settings| settings.agent.address.unwrap_or_default();
-    assert_eq!(address(settings(&line, [])), "file:1");
-    assert_eq!(address(settings(&line, [("CONSUL_HTTP_ADDR", "consul:2")])), "consul:2");
+    let address = |settings: Settings| settings.agent.address.to_string();
+    assert_eq!(address(settings(&line, [])), "http://file:1");
+    assert_eq!(address(settings(&line, [("CONSUL_HTTP_ADDR", "consul:2")])), "http://consul:2");
     let both = [("CONSUL_HTTP_ADDR", "consul:2"), ("LICTOR_AGENT__ADDRESS", "own:3")];
-    assert_eq!(address(settings(&line, both)), "own:3");
-    assert_eq!(address(settings(&format!("{line} -http-addr flag:4"), both)), "flag:4");
+    assert_eq!(address(settings(&line, both)), "http://own:3");
+    assert_eq!(address(settings(&format!("{line} -http-addr flag:4"), both)), "http://flag:4");
     assert_eq!(
         settings(&line, [("CONSUL_HTTP_TOKEN", "x")]).agent.token_file,
         None,
@@ -229,4 +229,18 @@ fn a_managed_proxy_drains_before_its_agent_kills_it() {
     assert_eq!(managed.drain, MANAGED_DRAIN);
     assert_eq!(settings("-service web", []).drain, DEFAULT_DRAIN);
     assert_eq!(settings("-service web -drain-timeout 5s", []).drain, Duration::from_secs(5));
+}
+
+#[test]
+fn the_documented_example_is_valid() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/lictor.hcl");
+    let settings = Settings::of_path(&path).unwrap_or_else(|failure| panic!("{failure}"));
+    let Mode::Static(sidecar) = settings.mode else { panic!("not described by the file") };
+    assert_eq!(sidecar.upstreams.len(), 3);
+    assert!(sidecar.inbound.is_some() && sidecar.register.is_some());
+    assert_eq!((settings.drain, settings.settle), (DEFAULT_DRAIN, DEFAULT_SETTLE));
+    assert_eq!(
+        settings.peers,
+        PeerPolicy { max_leaf_ttl: Some(Duration::from_secs(72 * 3600)), ..PeerPolicy::default() }
+    );
 }

@@ -1,0 +1,110 @@
+//! The built binary at its edges: exit codes and the one message that comes with each.
+
+use std::{
+    net::TcpListener,
+    process::{Command, Output},
+};
+
+fn lictor(arguments: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lictor"));
+    command.args(arguments.split_whitespace()).env_clear();
+    command
+}
+
+fn run(arguments: &str) -> (Option<i32>, String, String) {
+    let Output { status, stdout, stderr } = lictor(arguments).output().expect("the binary runs");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("what it prints is UTF-8");
+    (status.code(), text(stdout), text(stderr))
+}
+
+#[test]
+fn help_and_version_go_to_standard_output() {
+    for arguments in ["-h", "proxy -help", "validate --help", "version", "--version"] {
+        let (code, stdout, stderr) = run(arguments);
+        assert_eq!((code, stderr.as_str()), (Some(0), ""), "{arguments}");
+        assert!(stdout.contains("lictor"), "{arguments}: {stdout}");
+    }
+}
+
+#[test]
+fn a_wrong_command_line_ends_with_2() {
+    for (arguments, words) in [
+        ("", "Usage:"),
+        ("proxy", "-sidecar-for ID, -proxy-id ID, -service NAME, or -config FILE"),
+        ("proxy web", "unexpected argument 'web'"),
+        ("proxy -sidecar-fro web", "--sidecar-for"),
+        ("proxy -service web -upstream foo", "there is no port in it"),
+        ("proxy -service web -upstream db:hello", "\"hello\" is no port"),
+        ("proxy -service web -upstream db:a:1:b", "is no address"),
+        ("proxy -service web -upstream db.bad:1", "neither \".service\" nor \".query\""),
+        ("proxy -service web -listen :4567", "-service-addr"),
+        ("proxy -service web -register", "-register needs -listen"),
+        ("proxy -service web -log-level chatty", "chatty"),
+    ] {
+        let (code, _, stderr) = run(arguments);
+        assert_eq!(code, Some(2), "{arguments}: {stderr}");
+        assert!(stderr.contains(words), "{arguments}: {stderr}");
+    }
+}
+
+#[test]
+fn a_wrong_configuration_ends_with_3_and_one_message() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("lictor.hcl");
+    for (text, expected) in [
+        (
+            "service = \"web\"\nworkers = \"2\"\n",
+            ":2: workers: expected a whole number of at least 1, without quotes, found the text \"2\"\n",
+        ),
+        (
+            "service = \"web\"\ntls {\n  backend = \"openssl\"\n}\n",
+            ": tls.backend: this binary is built without \"openssl\"; linked here: rustls\n",
+        ),
+        ("service = \"web\"\nserivce = \"web\"\n", ":2: serivce: there is no such key; did you mean \"service\"?\n"),
+    ] {
+        std::fs::write(&path, text).expect("written");
+        let name = path.display();
+        for arguments in [format!("validate {name}"), format!("proxy -config {name}")] {
+            let (code, stdout, stderr) = run(&arguments);
+            assert_eq!((code, stdout.as_str()), (Some(3), ""), "{arguments}: {stderr}");
+            assert_eq!(stderr, format!("lictor: {name}{expected}"), "{arguments}");
+        }
+    }
+    let (code, _, stderr) = run("validate /nonexistent/lictor.hcl");
+    assert_eq!(code, Some(3), "{stderr}");
+    let (code, _, stderr) = run("proxy -service web -token-file /nonexistent/token");
+    assert_eq!(code, Some(3), "{stderr}");
+    assert!(stderr.contains("/nonexistent/token"), "{stderr}");
+}
+
+#[test]
+fn a_valid_configuration_is_summed_up() {
+    let (code, stdout, stderr) = run(concat!("validate ", env!("CARGO_MANIFEST_DIR"), "/examples/lictor.hcl"));
+    assert_eq!((code, stderr.as_str()), (Some(0), ""));
+    assert!(stdout.contains("is valid: the sidecar of web with a listener for the mesh on 0.0.0.0:21000"), "{stdout}");
+}
+
+#[test]
+fn a_lookup_that_no_agent_answers_ends_with_4() {
+    // A port that was free a moment ago: nobody listens there.
+    let free = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port");
+    let (code, _, stderr) = run(&format!("proxy -sidecar-for web -admin off -http-addr {free}"));
+    assert_eq!(code, Some(4), "{stderr}");
+    assert!(stderr.contains(&free.to_string()), "{stderr}");
+}
+
+#[test]
+fn an_admin_address_that_is_taken_ends_with_5() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = taken.local_addr().expect("its address");
+    let (code, _, stderr) = run(&format!("proxy -service web -admin {address}"));
+    assert_eq!(code, Some(5), "{stderr}");
+    assert!(stderr.contains(&address.to_string()), "{stderr}");
+}
+
+#[test]
+fn an_unparsable_variable_ends_with_3() {
+    let output = lictor("proxy -service web").env("CONSUL_HTTP_SSL_VERIFY", "maybe").output().expect("the binary runs");
+    assert_eq!(output.status.code(), Some(3));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("CONSUL_HTTP_SSL_VERIFY"));
+}
