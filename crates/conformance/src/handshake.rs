@@ -133,7 +133,7 @@ fn refused(ours: &Ours, peer: &Peer, reason: RejectReason) -> Result<String, Str
 }
 
 /// What a library may refuse while it reads the message, before it asks for a verdict.
-fn library_may_be_first(reason: RejectReason) -> bool {
+pub(crate) fn library_may_be_first(reason: RejectReason) -> bool {
     use RejectReason as R;
     matches!(
         reason,
@@ -168,6 +168,40 @@ fn iana_name(rustls: &str) -> String {
     rustls.replacen("TLS13_", "TLS_", 1)
 }
 
+/// The peers that misbehave beyond their certificate: by what they are judged, and what they do.
+pub(crate) fn misbehaving(mesh: &Mesh, id: &str) -> Option<(Case, PeerSettings)> {
+    let mut case = Case::issued(&mesh.leaf(), &mesh.root, &[], &[&mesh.root]);
+    let mut settings = PeerSettings::new(case.chain.clone(), case.key.clone(), Version::Tls13);
+    match id {
+        "N81" => settings.key = Arc::new(Key::generate(KeyKind::P256)),
+        "N84" => settings.chain = Vec::new(),
+        "N89" => {
+            let large = Extension { id: id::UNKNOWN, critical: false, value: vec![0; 45 * 1024] };
+            for index in 0..9 {
+                let ca = mesh.root.intermediate(&mesh.ca(&format!("Large {index}")).with(large.clone()));
+                case.chain.push(ca.certificate);
+            }
+            case.chain.push(CertificateDer::from(vec![0x30; 40 * 1024]));
+            settings.chain.clone_from(&case.chain);
+        }
+        _ => return None,
+    }
+    Some((case, settings))
+}
+
+/// Our side and such a peer.
+fn misbehaving_pair(
+    context: &dyn MeshContext,
+    mesh: &Mesh,
+    id: &str,
+    side: Side,
+    version: Version,
+) -> Result<(Ours, Peer), String> {
+    let (case, settings) = misbehaving(mesh, id).ok_or_else(|| format!("{id} is not about a peer"))?;
+    let settings = PeerSettings { version, ..settings };
+    Ok((Ours::new(context, judge(mesh, &case, side), side), Peer::new(&settings, side)))
+}
+
 /// N81: a good certificate whose key the peer does not have.
 fn wrong_certificate_verify(
     context: &dyn MeshContext,
@@ -175,10 +209,7 @@ fn wrong_certificate_verify(
     side: Side,
     version: Version,
 ) -> Result<String, String> {
-    let case = Case::issued(&mesh.leaf(), &mesh.root, &[], &[&mesh.root]);
-    let settings = PeerSettings::new(case.chain.clone(), Arc::new(Key::generate(KeyKind::P256)), version);
-    let mut ours = Ours::new(context, judge(mesh, &case, side), side);
-    let mut peer = Peer::new(&settings, side);
+    let (mut ours, mut peer) = misbehaving_pair(context, mesh, "N81", side, version)?;
     talk(&mut ours, &mut peer, usize::MAX);
     kept_promises(&ours)?;
     nothing_left(&ours)?;
@@ -192,10 +223,7 @@ fn wrong_certificate_verify(
 
 /// N84: a peer that sends an empty list.
 fn no_certificate(context: &dyn MeshContext, mesh: &Mesh, side: Side, version: Version) -> Result<String, String> {
-    let case = Case::issued(&mesh.leaf(), &mesh.root, &[], &[&mesh.root]);
-    let settings = PeerSettings::new(Vec::new(), case.key.clone(), version);
-    let mut ours = Ours::new(context, judge(mesh, &case, side), side);
-    let mut peer = Peer::new(&settings, side);
+    let (mut ours, mut peer) = misbehaving_pair(context, mesh, "N84", side, version)?;
     talk(&mut ours, &mut peer, usize::MAX);
     kept_promises(&ours)?;
     nothing_left(&ours)?;
@@ -222,16 +250,7 @@ fn oversized_certificate_list(
     side: Side,
     version: Version,
 ) -> Result<String, String> {
-    let large = Extension { id: id::UNKNOWN, critical: false, value: vec![0; 45 * 1024] };
-    let mut case = Case::issued(&mesh.leaf(), &mesh.root, &[], &[&mesh.root]);
-    for index in 0..9 {
-        let ca = mesh.root.intermediate(&mesh.ca(&format!("Large {index}")).with(large.clone()));
-        case.chain.push(ca.certificate);
-    }
-    case.chain.push(CertificateDer::from(vec![0x30; 40 * 1024]));
-    let settings = PeerSettings::new(case.chain.clone(), case.key.clone(), version);
-    let mut ours = Ours::new(context, judge(mesh, &case, side), side);
-    let mut peer = Peer::new(&settings, side);
+    let (mut ours, mut peer) = misbehaving_pair(context, mesh, "N89", side, version)?;
     let mut taken = 0;
     loop {
         let theirs = peer.sent();

@@ -6,6 +6,25 @@
 //!
 //! Each family returns a [`Report`]; [`Report::conclude`] prints it as a table (with the seed of what varies) and
 //! fails the test when a row failed. A row that could not be run is in the table as a gap, with its reason.
+//!
+//! # The levels
+//!
+//! * [`verifier`], [`bounds`], [`mutants`]: the verifier alone, over a backend's signature verification.
+//! * [`handshake`], [`session`]: sessions in memory, both sides, TLS 1.2 and 1.3, against a peer that forges.
+//! * [`paths`]: the inbound and outbound paths over loopback TCP.
+//!
+//! # What is not tried, and why
+//!
+//! * P-224 keys name the curve's base point and sign nothing: no library at hand makes such a key. The leaf is refused
+//!   for its curve before any of its signatures is looked at, and a CA of that curve would need one.
+//! * Keys made by hand (RSA-1024, RSA-8192) and those that rustls cannot load (secp256k1) sign no handshake: the peer
+//!   sends a signature that is none. All of them must be refused before it is looked at, and the rows ask for our
+//!   own reason, so a backend that looked first would be found out.
+//! * N95 and N96 are about sessions; the level of the paths lists them as gaps.
+//! * A renegotiation in TLS 1.2 may be answered by a warning (no_renegotiation) instead of an end of the connection:
+//!   nothing is judged a second time either way.
+//! * An end of N89 by our own bound, and an empty list from a server, need no alert: rustls sends none.
+//! * Vectors of other projects (x509-limbo, BetterTLS) are not imported.
 
 #![forbid(unsafe_code)]
 
@@ -16,6 +35,7 @@ pub mod handshake;
 pub mod keys;
 pub mod mutants;
 pub mod pair;
+pub mod paths;
 pub mod records;
 pub mod report;
 pub mod rows;

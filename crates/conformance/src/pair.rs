@@ -373,7 +373,8 @@ impl Peer {
         Self::joined(ServerConnection::new(config).expect("a server").into(), witness)
     }
 
-    fn joined(connection: Connection, witness: Arc<Witness>) -> Self {
+    fn joined(mut connection: Connection, witness: Arc<Witness>) -> Self {
+        connection.set_buffer_limit(None);
         Self { connection, witness, alert: None, error: None, received: Vec::new() }
     }
 
@@ -418,7 +419,7 @@ impl Peer {
     /// Sends data.
     ///
     /// # Panics
-    /// When its buffer is full.
+    /// Never: its buffer has no limit.
     pub fn send(&mut self, data: &[u8]) {
         self.connection.writer().write_all(data).expect("room for the data");
     }

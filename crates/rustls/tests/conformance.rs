@@ -1,7 +1,9 @@
 //! The conformance suite over the rustls backend, one test for each family.
 
-use lictor_conformance::{bounds, handshake, mutants, seed, session, verifier};
-use lictor_core::TlsBackend as _;
+use std::sync::Arc;
+
+use lictor_conformance::{bounds, handshake, mutants, paths, seed, session, verifier};
+use lictor_core::TlsBackend;
 use lictor_rustls::RustlsBackend;
 
 fn backend() -> RustlsBackend {
@@ -26,6 +28,12 @@ fn what_is_accepted_of_a_mutant_keeps_every_rule() {
 #[test]
 fn every_row_gets_its_verdict_in_a_handshake() {
     handshake::run(&backend(), seed()).conclude();
+}
+
+#[test]
+fn every_row_gets_its_verdict_in_the_data_plane() {
+    let backend: Arc<dyn TlsBackend> = Arc::new(backend());
+    paths::run(&backend, seed()).conclude();
 }
 
 #[test]

@@ -103,7 +103,6 @@ fn data_behind_finished(stage: &Stage, side: Side, version: Version) -> Scene {
 
 fn bulk(stage: &Stage, side: Side, version: Version, random: &mut StdRng) -> Scene {
     let (mut ours, mut peer) = stage.joined(side, version)?;
-    peer.connection.set_buffer_limit(None);
     let data: Vec<u8> = (0..1 << 20).map(|_| random.random()).collect();
     let mut rest = &data[..];
     while !rest.is_empty() {

@@ -1,0 +1,475 @@
+//! The rows at the level of the data plane: the real inbound and outbound paths over loopback TCP.
+//!
+//! Inbound, a refused peer reaches neither the authorizer nor the application, and its reason is counted. Outbound, a
+//! refused server gets not one byte of the application. Each row has a sidecar of its own, with the row's roots and
+//! policy, that serves both ways.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener as Listener},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use async_trait::async_trait;
+use lictor_core::{
+    Authorizer, CertSource, Destination, DestinationKind, Discovery, DiscoveryError, Inbound, Instance, Leaf, Material,
+    Permit, Refusal, RejectReason, Roots, ServiceName, SourceState, TlsBackend, TlsPolicy, identity::Grammar,
+};
+use lictor_proxy::{
+    Application, InboundConfig, Limits, ListenerState, Parts, Sidecar, SidecarConfig, UpstreamBind, UpstreamConfig,
+    Workers,
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    sync::watch,
+    time::timeout,
+};
+
+use crate::{
+    certs::Mesh,
+    handshake::{library_may_be_first, misbehaving},
+    pair::{Peer, PeerSettings, Version, our_leaf, ways},
+    report::Report,
+    rows::{Build, Case, Row, Want, rows},
+    verifier::{Side, judge},
+};
+
+/// The longest that anything here may take.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+const GREETING: &[u8] = b"what the client says";
+const ANSWER: &[u8] = b"what the server answers";
+
+/// Runs every row through the data plane, both ways over both versions.
+///
+/// # Panics
+/// When the machine has no loopback, threads or descriptors for it.
+#[must_use]
+pub fn run(backend: &Arc<dyn TlsBackend>, seed: u64) -> Report {
+    let mut report = Report::new(&format!("data plane over {}", backend.name()), seed);
+    let mesh = Mesh::new(seed);
+    let runtime = tokio::runtime::Runtime::new().expect("threads for a runtime");
+    let workers = Arc::new(Workers::start(2).expect("data threads"));
+    let leaf = Arc::new(our_leaf(&mesh));
+    runtime.block_on(async {
+        for row in rows() {
+            let (case, settings) = match row.build {
+                Build::Chain(build) => {
+                    let case = build(&mesh);
+                    let settings = PeerSettings::new(case.chain.clone(), case.key.clone(), Version::Tls13);
+                    (case, settings)
+                }
+                Build::Elsewhere(place) => match misbehaving(&mesh, row.id) {
+                    Some(both) => both,
+                    None => {
+                        report.gap(&row.title(), "", &format!("about sessions, not paths: see {place}"));
+                        continue;
+                    }
+                },
+            };
+            let scene = Scene::new(backend, &mesh, &case, &workers, &leaf).await;
+            for (side, version, way) in ways() {
+                let settings = PeerSettings { version, ..settings.clone() };
+                let result = match side {
+                    Side::Inbound => scene.inbound(&row, &case, &settings).await,
+                    Side::Outbound => scene.outbound(&row, &settings).await,
+                };
+                report.add(&row.title(), &way, result);
+            }
+            scene.sidecar.abort().await;
+        }
+        for version in Version::BOTH {
+            let way = format!("in {}", version.name());
+            let result = root_removed_meanwhile(backend, &mesh, &workers, &leaf, version).await;
+            report.add("a root removed while the authorizer thinks", &way, result);
+        }
+    });
+    report
+}
+
+/// A sidecar with what stands around it.
+struct Scene {
+    sidecar: Sidecar,
+    doorman: Arc<Doorman>,
+    list: Arc<List>,
+    application: Listener,
+    mesh_side: SocketAddr,
+    upstream: SocketAddr,
+}
+
+impl Scene {
+    async fn new(
+        backend: &Arc<dyn TlsBackend>,
+        mesh: &Mesh,
+        case: &Case,
+        workers: &Arc<Workers>,
+        leaf: &Arc<Leaf>,
+    ) -> Self {
+        let application = Listener::bind("127.0.0.1:0").expect("a port of loopback");
+        application.set_nonblocking(true).expect("a socket that does not block");
+        let roots = judge(mesh, case, Side::Inbound).roots;
+        let source = Arc::new(Source::new(Material { generation: 1, leaf: leaf.clone(), roots }));
+        let doorman = Arc::new(Doorman { source: source.clone(), ..Doorman::default() });
+        let list = Arc::new(List::default());
+        let now = mesh.time();
+        // Another process may take a free port before we do, so a start that finds it taken is repeated.
+        for _ in 0..10 {
+            let (mesh_side, upstream) = (free(), free());
+            let parts = Parts {
+                source: source.clone(),
+                authorizer: doorman.clone(),
+                discovery: list.clone(),
+                backend: backend.clone(),
+                tls_policy: TlsPolicy::default(),
+                peer_policy: Arc::new(case.policy.clone()),
+                clock: Arc::new(move || now),
+                workers: workers.clone(),
+            };
+            let at = application.local_addr().expect("a bound socket");
+            if let Ok(sidecar) = Sidecar::start(parts, config(mesh_side, upstream, at)).await {
+                let scene = Self { sidecar, doorman, list, application, mesh_side, upstream };
+                until(|| scene.sidecar.status().values().all(|listener| listener.state == ListenerState::Open)).await;
+                return scene;
+            }
+        }
+        panic!("no two free ports of loopback in ten tries");
+    }
+
+    async fn inbound(&self, row: &Row, case: &Case, settings: &PeerSettings) -> Result<String, String> {
+        let before = (self.doorman.asked.load(Ordering::SeqCst), self.sidecar.metrics().inbound.rejected);
+        let mut peer = Peer::new(settings, Side::Inbound);
+        let mut stream = connect(self.mesh_side).await?;
+        let served = async {
+            if row.inbound == Want::Accept {
+                let mut application = self.application_is_dialled().await?;
+                expect_bytes(&mut application, GREETING).await?;
+                application.write_all(ANSWER).await.map_err(|error| error.to_string())?;
+            }
+            Ok::<(), String>(())
+        };
+        let (end, served) = tokio::join!(converse(&mut peer, &mut stream, Some(GREETING), ANSWER), served);
+        served?;
+        end?;
+        drop(stream);
+        match row.inbound {
+            Want::Accept => {
+                if peer.received != ANSWER {
+                    return Err(format!("the answer did not arrive: {:?} {:?}", peer.alert, peer.error));
+                }
+                let asked = self.doorman.asked.load(Ordering::SeqCst) - before.0;
+                let question = self.doorman.question.lock().expect("a test that goes on").clone();
+                match question {
+                    Some((uri, serial)) if asked == 1 && uri == case.uri => {
+                        if case.serial.is_some_and(|wanted| wanted != serial) {
+                            return Err(format!("asked with serial {serial}"));
+                        }
+                        Ok("authorized once, application reached".to_owned())
+                    }
+                    other => Err(format!("asked {asked} times, last {other:?}")),
+                }
+            }
+            Want::Reject(reason) => {
+                let counted = counted(|| self.sidecar.metrics().inbound.rejected, &before.1, reason).await?;
+                self.nobody_was_bothered(before.0)?;
+                alerted(&peer, reason, counted, row)
+            }
+        }
+    }
+
+    async fn outbound(&self, row: &Row, settings: &PeerSettings) -> Result<String, String> {
+        let rejected =
+            || self.sidecar.metrics().upstreams.get("web").map(|path| path.rejected.clone()).unwrap_or_default();
+        let before = rejected();
+        let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.map_err(|error| error.to_string())?;
+        *self.list.0.lock().expect("a test that goes on") =
+            vec![instance(server.local_addr().map_err(|error| error.to_string())?)];
+        let mut client = connect(self.upstream).await?;
+        client.write_all(GREETING).await.map_err(|error| error.to_string())?;
+        let (mut stream, _) = (timeout(PATIENCE, server.accept()).await)
+            .map_err(|_| "the server was not dialled".to_owned())?
+            .map_err(|error| error.to_string())?;
+        let mut peer = Peer::new(settings, Side::Outbound);
+        converse(&mut peer, &mut stream, None, GREETING).await?;
+        match row.outbound {
+            Want::Accept => {
+                if peer.received != GREETING {
+                    return Err(format!("the application was not heard: {:?} {:?}", peer.alert, peer.error));
+                }
+                peer.send(ANSWER);
+                stream.write_all(&peer.sent()).await.map_err(|error| error.to_string())?;
+                expect_bytes(&mut client, ANSWER).await?;
+                Ok("heard and answered".to_owned())
+            }
+            Want::Reject(reason) => {
+                drop(stream);
+                let counted = counted(rejected, &before, reason).await?;
+                if !peer.received.is_empty() {
+                    return Err("a refused server got bytes of the application".to_owned());
+                }
+                let mut got = Vec::new();
+                let end = timeout(PATIENCE, client.read_to_end(&mut got)).await;
+                if !matches!(&end, Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset) || !got.is_empty()
+                {
+                    return Err(format!("the application saw {end:?} instead of a reset"));
+                }
+                alerted(&peer, reason, counted, row)
+            }
+        }
+    }
+
+    /// Waits until the application is dialled.
+    async fn application_is_dialled(&self) -> Result<TcpStream, String> {
+        let polled = async {
+            loop {
+                match self.application.accept() {
+                    Ok((stream, _)) => {
+                        stream.set_nonblocking(true).map_err(|error| error.to_string())?;
+                        return TcpStream::from_std(stream).map_err(|error| error.to_string());
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        tokio::time::sleep(Duration::from_millis(1)).await;
+                    }
+                    Err(error) => return Err(error.to_string()),
+                }
+            }
+        };
+        timeout(PATIENCE, polled).await.map_err(|_| "the application was not dialled".to_owned())?
+    }
+
+    /// Checks that no question was asked since, and that nobody waits in the application's queue.
+    fn nobody_was_bothered(&self, asked_before: usize) -> Result<(), String> {
+        if self.doorman.asked.load(Ordering::SeqCst) != asked_before {
+            return Err("the authorizer was asked about a refused peer".to_owned());
+        }
+        self.application_was_not_dialled()
+    }
+
+    fn application_was_not_dialled(&self) -> Result<(), String> {
+        match self.application.accept() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            other => Err(format!("the application was dialled for a refused peer: {other:?}")),
+        }
+    }
+}
+
+/// The roots change between the verdict and the permit: the peer is judged once more, and the application stays
+/// undialled.
+async fn root_removed_meanwhile(
+    backend: &Arc<dyn TlsBackend>,
+    mesh: &Mesh,
+    workers: &Arc<Workers>,
+    leaf: &Arc<Leaf>,
+    version: Version,
+) -> Result<String, String> {
+    let case = Case::issued(&mesh.leaf(), &mesh.root, &[], &[&mesh.root]);
+    let scene = Scene::new(backend, mesh, &case, workers, leaf).await;
+    let other =
+        Case { roots: vec![mesh.other_root("Consul CA 2").pem()], ..Case::issued(&mesh.leaf(), &mesh.root, &[], &[]) };
+    let roots = Roots::clone(&judge(mesh, &other, Side::Inbound).roots).with_generation(2);
+    let next = Material { generation: 2, leaf: leaf.clone(), roots: Arc::new(roots) };
+    *scene.doorman.meanwhile.lock().expect("a test that goes on") = Some(next);
+    let before = scene.sidecar.metrics().inbound.rejected;
+    let mut peer = Peer::new(&PeerSettings::new(case.chain.clone(), case.key.clone(), version), Side::Inbound);
+    let mut stream = connect(scene.mesh_side).await?;
+    converse(&mut peer, &mut stream, Some(GREETING), ANSWER).await?;
+    counted(|| scene.sidecar.metrics().inbound.rejected, &before, RejectReason::UnknownIssuer).await?;
+    let asked = scene.doorman.asked.load(Ordering::SeqCst);
+    let bothered = scene.application_was_not_dialled();
+    scene.sidecar.abort().await;
+    bothered?;
+    if asked != 1 || !peer.received.is_empty() {
+        return Err(format!("asked {asked} times, {:?} received", peer.received));
+    }
+    Ok("unknown_issuer after the permit".to_owned())
+}
+
+/// Moves bytes between a peer and its socket until it has `wanted`, was told off, or the connection ends.
+async fn converse(
+    peer: &mut Peer,
+    stream: &mut TcpStream,
+    greeting: Option<&[u8]>,
+    wanted: &[u8],
+) -> Result<(), String> {
+    let mut greeting = greeting;
+    let mut buffer = vec![0; 64 * 1024];
+    let talk = async {
+        loop {
+            if peer.is_done()
+                && let Some(greeting) = greeting.take()
+            {
+                peer.send(greeting);
+            }
+            // Whoever was refused may find its socket closed; what it was told is what counts.
+            let gone = stream.write_all(&peer.sent()).await.is_err();
+            if peer.received.len() >= wanted.len() || peer.alert.is_some() || peer.error.is_some() {
+                return;
+            }
+            match stream.read(&mut buffer).await {
+                Ok(n) if n > 0 => peer.take(&buffer[..n]),
+                _ => return,
+            }
+            if gone {
+                return;
+            }
+        }
+    };
+    timeout(PATIENCE, talk).await.map_err(|_| "the connection hangs".to_owned())
+}
+
+/// Waits until a refusal is counted, and returns the reason under which it was.
+async fn counted(
+    rejected: impl Fn() -> Vec<(&'static str, u64)>,
+    before: &[(&'static str, u64)],
+    reason: RejectReason,
+) -> Result<&'static str, String> {
+    let mut found = Vec::new();
+    let polled = async {
+        while found.is_empty() {
+            let was = |name: &str| before.iter().find(|(other, _)| *other == name).map_or(0, |(_, count)| *count);
+            found = rejected().into_iter().filter(|(name, count)| *count > was(name)).collect();
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    if timeout(PATIENCE, polled).await.is_err() {
+        return Err(format!("{reason} was not counted"));
+    }
+    let by_library = library_may_be_first(reason) || reason == RejectReason::NoCertificate;
+    match found[..] {
+        [(name, _)] if name == reason.name() => Ok(name),
+        [(name, _)] if by_library && name == RejectReason::BadMessage.name() => Ok(name),
+        _ => Err(format!("counted under {found:?}, wanted {reason}")),
+    }
+}
+
+/// Checks the alert that a refused peer saw.
+fn alerted(peer: &Peer, reason: RejectReason, counted: &str, row: &Row) -> Result<String, String> {
+    let ours = counted == reason.name() && matches!(row.build, Build::Chain(_));
+    match peer.alert {
+        Some(alert) if !ours || alert == reason.alert() => Ok(format!("{counted}, alert {alert}")),
+        None if !ours => Ok(format!("{counted}, no alert")),
+        other => Err(format!("{counted}, alert {other:?}: {:?}", peer.error)),
+    }
+}
+
+/// Our certificate and the roots, as the test sets them.
+struct Source(watch::Sender<Option<Arc<Material>>>);
+
+impl Source {
+    fn new(material: Material) -> Self {
+        Self(watch::Sender::new(Some(Arc::new(material))))
+    }
+}
+
+impl CertSource for Source {
+    fn watch(&self) -> watch::Receiver<Option<Arc<Material>>> {
+        self.0.subscribe()
+    }
+
+    fn state(&self) -> SourceState {
+        SourceState { usable: true, ..SourceState::default() }
+    }
+}
+
+impl Default for Source {
+    fn default() -> Self {
+        Self(watch::Sender::new(None))
+    }
+}
+
+/// Permits everybody, counts, and remembers the last question.
+#[derive(Default)]
+struct Doorman {
+    asked: AtomicUsize,
+    question: std::sync::Mutex<Option<(String, String)>>,
+    source: Arc<Source>,
+    /// What becomes the material while the next question is thought about.
+    meanwhile: std::sync::Mutex<Option<Material>>,
+}
+
+#[async_trait]
+impl Authorizer for Doorman {
+    async fn authorize(&self, inbound: &Inbound<'_>) -> Result<Permit, Refusal> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        let question = (inbound.peer.uri().to_owned(), inbound.peer.serial().to_string());
+        *self.question.lock().expect("a test that goes on") = Some(question);
+        if let Some(material) = self.meanwhile.lock().expect("a test that goes on").take() {
+            self.source.0.send_replace(Some(Arc::new(material)));
+        }
+        Ok(Permit::granted_by("everybody may".to_owned(), SystemTime::now()))
+    }
+}
+
+/// The one instance of `web`.
+#[derive(Default)]
+struct List(std::sync::Mutex<Vec<Instance>>);
+
+#[async_trait]
+impl Discovery for List {
+    async fn instances(&self, _: &Destination) -> Result<Arc<[Instance]>, DiscoveryError> {
+        Ok(self.0.lock().expect("a test that goes on").clone().into())
+    }
+
+    fn forget(&self, _: &Destination) {}
+}
+
+fn config(mesh_side: SocketAddr, upstream: SocketAddr, application: SocketAddr) -> SidecarConfig {
+    let destination = Destination {
+        kind: DestinationKind::Service,
+        name: "web".to_owned(),
+        datacenter: None,
+        namespace: None,
+        partition: None,
+        peer: None,
+    };
+    let application = Application::Tcp { host: application.ip().to_string(), port: application.port() };
+    SidecarConfig {
+        service: ServiceName::parse("db", Grammar::Spiffe).expect("a legal name"),
+        inbound: Some(InboundConfig::new(mesh_side, application)),
+        upstreams: [("web".to_owned(), UpstreamConfig::new(UpstreamBind::Tcp(upstream), destination))].into(),
+        limits: Limits::default(),
+    }
+}
+
+fn instance(address: SocketAddr) -> Instance {
+    Instance {
+        id: format!("web-{}", address.port()),
+        host: address.ip().to_string(),
+        port: address.port(),
+        service: "web".to_owned(),
+        namespace: "default".to_owned(),
+        partition: "default".to_owned(),
+        datacenter: "dc1".to_owned(),
+        weight: 1,
+    }
+}
+
+/// An address of loopback that was free a moment ago.
+fn free() -> SocketAddr {
+    Listener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port of loopback")
+}
+
+async fn connect(address: SocketAddr) -> Result<TcpStream, String> {
+    let connected = timeout(PATIENCE, TcpStream::connect(address)).await;
+    connected.map_err(|_| "no connection in time".to_owned())?.map_err(|error| error.to_string())
+}
+
+async fn expect_bytes(stream: &mut TcpStream, wanted: &[u8]) -> Result<(), String> {
+    let mut got = vec![0; wanted.len()];
+    let read = timeout(PATIENCE, stream.read_exact(&mut got)).await.map_err(|_| "no bytes in time".to_owned())?;
+    read.map_err(|error| error.to_string())?;
+    if got == wanted { Ok(()) } else { Err(format!("{got:?} arrived")) }
+}
+
+async fn until(mut happened: impl FnMut() -> bool) {
+    let polled = async {
+        while !happened() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(PATIENCE, polled).await.expect("it happens in time");
+}
