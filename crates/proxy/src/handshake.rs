@@ -14,6 +14,9 @@ use crate::{
 /// What one step of a handshake reads at most. A flight with a long chain is smaller.
 const STEP: usize = 16 * 1024;
 
+/// What a peer may send of a message before it is whole: above the largest chain that is looked at.
+const MOST_HELD: usize = 128 * 1024;
+
 /// What a refused peer may still send before its socket is closed, so that it reads the alert and not a reset.
 const FAREWELL_BYTES: usize = 64 * 1024;
 
@@ -21,15 +24,17 @@ const FAREWELL_BYTES: usize = 64 * 1024;
 const FAREWELL: Duration = Duration::from_secs(1);
 
 /// A finished handshake.
-pub(crate) struct Shaken {
-    pub(crate) session: Box<dyn MeshSession>,
-    pub(crate) established: Established,
+pub struct Shaken {
+    /// The session, ready for data.
+    pub session: Box<dyn MeshSession>,
+    /// Who the peer is and what was agreed.
+    pub established: Established,
     /// Ciphertext behind the peer's last flight.
-    pub(crate) early: Vec<u8>,
+    pub early: Vec<u8>,
 }
 
 /// Why there is none.
-pub(crate) enum Unshaken {
+pub enum Unshaken {
     /// The peer opened and closed without a byte, as TCP health checks do. No failure.
     BareOpen,
     /// The peer was refused in its handshake, and has been told by an alert where the library sends one.
@@ -40,8 +45,12 @@ pub(crate) enum Unshaken {
 
 /// Shakes hands. `judge` is asked anew for each step, so that the newest roots judge.
 ///
-/// `hello` is called once when the first flight of the peer has been understood.
-pub(crate) async fn shake<S: AsyncRead + AsyncWrite + Unpin>(
+/// `hello` is called when a flight of the peer has been understood. There is no deadline here: the caller has one over
+/// this and whatever follows.
+///
+/// # Errors
+/// [`Unshaken`]; the socket is then to be closed, by a reset where nothing was sent.
+pub async fn shake<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
     mut session: Box<dyn MeshSession>,
     judge: impl Fn() -> Judge,
@@ -65,6 +74,12 @@ pub(crate) async fn shake<S: AsyncRead + AsyncWrite + Unpin>(
                 }
                 let result = session.handshake(&judge(), &mut lent.wire, &mut lent.out);
                 wire = lent.wire.take();
+                let result = match result {
+                    Ok(HandshakeStep::NeedInput) if wire.len() > MOST_HELD => {
+                        Err(SessionError::Protocol("a handshake message without an end".to_owned()))
+                    }
+                    other => other,
+                };
                 Poll::Ready(Ok((result, lent.out.take())))
             })
         })

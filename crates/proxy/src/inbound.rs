@@ -25,7 +25,7 @@ use crate::{
     limits::Slot,
     live::Serving,
     record::{ByteCounts, ConnectionCount, Direction, EndReason, HandshakeFailure, LiveConnection, next_id},
-    relay::Relay,
+    relay::{Leave, Relay},
     shared::Shared,
     socket::{reset, tune},
 };
@@ -101,13 +101,13 @@ pub(crate) async fn serve(
         handshake,
         bytes: ByteCounts::default(),
     });
-    drop(established);
     metrics.established.add(1);
     metrics.open.up();
     let idle = shared.limits.read().idle;
     let count = ConnectionCount::new(entry.connection.clone(), metrics.clone());
     let (reason, detail) = {
-        let mut relay = Relay::new(&mut stream, session, &mut application, early, &shared.budget, count);
+        let leave = Leave::Inbound(permit);
+        let relay = Relay::new(leave, &mut stream, session, &mut application, early, &shared.budget, count);
         tokio::select! {
             end = relay.run(idle) => end,
             () = shared.cut.cancelled() => (EndReason::Cut, String::new()),

@@ -22,7 +22,7 @@ use crate::{
     live::Serving,
     metrics::PathMetrics,
     record::{ByteCounts, ConnectionCount, Direction, EndReason, HandshakeFailure, LiveConnection, next_id},
-    relay::Relay,
+    relay::{Leave, Relay},
     shared::Shared,
     socket::Plain,
 };
@@ -106,14 +106,14 @@ pub(crate) async fn serve(
         handshake,
         bytes: ByteCounts::default(),
     });
-    drop(established);
     metrics.established.add(1);
     metrics.open.up();
     let open = upstream.balancer.open(&instance);
     let idle = shared.limits.read().idle;
     let count = ConnectionCount::new(entry.connection.clone(), metrics.clone());
     let (reason, detail) = {
-        let mut relay = Relay::new(&mut stream, session, &mut application, early, &shared.budget, count);
+        let leave = Leave::Outbound(Box::new(established.peer));
+        let relay = Relay::new(leave, &mut stream, session, &mut application, early, &shared.budget, count);
         tokio::select! {
             end = relay.run(idle) => end,
             () = shared.cut.cancelled() => (EndReason::Cut, String::new()),

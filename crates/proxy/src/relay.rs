@@ -10,7 +10,6 @@
 //! of an answer.
 
 use std::{
-    future::poll_fn,
     io,
     pin::{Pin, pin},
     sync::{
@@ -21,12 +20,14 @@ use std::{
     time::Duration,
 };
 
-use lictor_core::{Buf, Progress, Session, SessionError};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use lictor_core::{Buf, MeshSession, PeerProof, Permit, Progress, SessionError};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
 use crate::{
     buffers::{LENT_BYTES, Lent, lend},
+    handshake::farewell,
     record::EndReason,
+    socket::Socket,
 };
 
 /// Turns in one poll. Two let bulk find its socket dry within the poll; more would only delay others.
@@ -35,25 +36,29 @@ const TURNS: usize = 2;
 /// What an overrun budget lets a turn read, so that slow readers shrink to little and nobody stands still.
 const SMALL_READ: usize = 16 * 1024;
 
-/// How long one side may take what came before the other one broke.
-const HAND_OVER: Duration = Duration::from_secs(1);
-
 /// Answers that the protocol asks for (KeyUpdate) and that the peer does not take: beyond this it is not read.
 const MAX_ANSWERS: usize = 1024 * 1024;
 
+/// How long what has come may take to be delivered after something broke.
+const WIND_UP: Duration = Duration::from_secs(5);
+
 /// Bytes that connections hold for slow readers, over the whole sidecar.
 #[derive(Debug)]
-pub(crate) struct Budget {
+pub struct Budget {
     held: AtomicUsize,
     most: AtomicUsize,
 }
 
 impl Budget {
-    pub(crate) fn new(most: usize) -> Arc<Self> {
+    /// A budget of `most` bytes, over which connections read in small steps.
+    #[must_use]
+    pub fn new(most: usize) -> Arc<Self> {
         Arc::new(Self { held: AtomicUsize::new(0), most: AtomicUsize::new(most) })
     }
 
-    pub(crate) fn held(&self) -> usize {
+    /// How many bytes are held now.
+    #[must_use]
+    pub fn held(&self) -> usize {
         self.held.load(Ordering::Relaxed)
     }
 
@@ -96,10 +101,15 @@ impl Leftover {
             }
             self.written += n;
         }
+        self.clear();
+        Poll::Ready(Ok(()))
+    }
+
+    /// Drops what is left, with its storage.
+    fn clear(&mut self) {
         self.budget.held.fetch_sub(self.bytes.len(), Ordering::Relaxed);
         self.bytes = Vec::new();
         self.written = 0;
-        Poll::Ready(Ok(()))
     }
 
     /// Writes `bytes`, behind what is left if there is any, and keeps what is not taken.
@@ -124,22 +134,31 @@ impl Leftover {
 
 impl Drop for Leftover {
     fn drop(&mut self) {
-        self.budget.held.fetch_sub(self.bytes.len(), Ordering::Relaxed);
+        self.clear();
     }
 }
 
 /// Bytes moved, by where they went.
-pub(crate) trait Count {
+pub trait Count {
     /// Plaintext that came out of the session.
     fn came_from_peer(&self, bytes: usize);
     /// Plaintext that went into the session.
     fn went_to_peer(&self, bytes: usize);
 }
 
+/// Leave to move bytes; the relay takes it by value, so there is none without.
+#[derive(Debug)]
+pub enum Leave {
+    /// A peer may reach our application.
+    Inbound(Permit),
+    /// The server that was dialled has proven who it is.
+    Outbound(Box<PeerProof>),
+}
+
 /// One connection in its relay.
-pub(crate) struct Relay<'a, T, A, C> {
+pub struct Relay<'a, T, A, C> {
     tls: &'a mut T,
-    session: Box<dyn Session>,
+    session: Box<dyn MeshSession>,
     application: &'a mut A,
     count: C,
     /// Ciphertext that came and is part of a record, or came with the handshake.
@@ -157,26 +176,44 @@ pub(crate) struct Relay<'a, T, A, C> {
     peer_told: bool,
     /// Set when the relay begins: data may be waiting in the session without a byte on the socket.
     first: bool,
+    /// The first thing that broke. From then on only what has come already is delivered, and no end is a clean one.
+    broken: Option<End>,
+    /// What may still be read and written; each is taken away by what breaks.
+    open: Open,
 }
 
 /// How a relay ended, and the library's or system's words where there are any.
-pub(crate) type End = (EndReason, String);
+pub type End = (EndReason, String);
+
+#[derive(Clone, Copy, Debug)]
+struct Open {
+    tls_read: bool,
+    tls_write: bool,
+    application_read: bool,
+    application_write: bool,
+}
 
 impl<'a, T, A, C> Relay<'a, T, A, C>
 where
-    T: AsyncRead + AsyncWrite + Unpin,
-    A: AsyncRead + AsyncWrite + Unpin,
+    T: Socket,
+    A: Socket,
     C: Count,
 {
     /// A relay that begins with `early`: ciphertext that came behind the handshake.
-    pub(crate) fn new(
+    ///
+    /// The application's socket must be one that ends by a reset when it is dropped; after
+    /// [`EndReason::Finished`] the caller lets it end by a FIN.
+    pub fn new(
+        leave: Leave,
         tls: &'a mut T,
-        session: Box<dyn Session>,
+        session: Box<dyn MeshSession>,
         application: &'a mut A,
         early: Vec<u8>,
         budget: &Arc<Budget>,
         count: C,
     ) -> Self {
+        // Having it is the point. What it holds, a chain among it, is not kept for the life of the connection.
+        drop(leave);
         Self {
             tls,
             session,
@@ -191,103 +228,119 @@ where
             application_closed: false,
             peer_told: false,
             first: true,
+            broken: None,
+            open: Open { tls_read: true, tls_write: true, application_read: true, application_write: true },
         }
     }
 
     /// Moves bytes until both directions have ended, or one has broken, or nothing moved for `idle`.
-    pub(crate) async fn run(&mut self, idle: Option<Duration>) -> End {
-        let end = self.move_bytes(idle).await;
-        // What was good before the break is still handed over, for as long as somebody takes it.
-        let hand_over = poll_fn(|cx| match end.0 {
-            EndReason::Truncated | EndReason::PeerReset | EndReason::PeerAlert | EndReason::BadRecord => {
-                self.to_application.poll_flush(cx, self.application)
-            }
-            EndReason::ApplicationReset => self.to_peer.poll_flush(cx, self.tls),
-            _ => Poll::Ready(Ok(())),
-        });
-        let _ = tokio::time::timeout(HAND_OVER, hand_over).await;
+    ///
+    /// When something broke, what has come is still delivered as far as the other side takes it within a few seconds;
+    /// then the peer sees a FIN without close_notify and the application, as soon as its socket is dropped, a reset.
+    pub async fn run(mut self, idle: Option<Duration>) -> End {
+        let end = self.relay(idle).await;
+        if end.0 != EndReason::Finished {
+            // Boxed, so that an end which few connections meet does not cost each of them its room.
+            Box::pin(self.part()).await;
+        }
         end
     }
 
-    async fn move_bytes(&mut self, idle: Option<Duration>) -> End {
+    async fn relay(&mut self, idle: Option<Duration>) -> End {
         let mut timer = pin!(idle.map(tokio::time::sleep));
-        poll_fn(|cx| {
+        let mut winding_up = None;
+        std::future::poll_fn(|cx| {
             let mut moved = false;
-            let mut end = lend(|lent| self.poll_turns(cx, lent, &mut moved));
+            let end = lend(|lent| self.poll_turns(cx, lent, &mut moved));
+            if end.is_ready() {
+                return end;
+            }
+            if let Some(broken) = &self.broken {
+                let deadline = winding_up.get_or_insert_with(|| Box::pin(tokio::time::sleep(WIND_UP)));
+                return if deadline.as_mut().poll(cx).is_ready() { Poll::Ready(broken.clone()) } else { Poll::Pending };
+            }
             if let (Some(limit), Some(mut sleep)) = (idle, timer.as_mut().as_pin_mut()) {
                 if moved {
                     sleep.as_mut().reset(tokio::time::Instant::now() + limit);
                 }
-                if end.is_pending() && sleep.poll(cx).is_ready() {
-                    end = Poll::Ready((EndReason::Idle, String::new()));
+                if sleep.poll(cx).is_ready() {
+                    return Poll::Ready((EndReason::Idle, String::new()));
                 }
             }
-            end
+            Poll::Pending
         })
         .await
+    }
+
+    /// Leaves both sockets in a state in which dropping them loses nothing that was written to them.
+    async fn part(&mut self) {
+        let Self { tls, application, open, .. } = self;
+        let to_application = async {
+            if open.application_write {
+                all_sent(&**application).await;
+            }
+        };
+        let to_peer = async {
+            if open.tls_write {
+                discard_until_sent(&mut **tls).await;
+                farewell(&mut **tls).await;
+            }
+        };
+        let both = futures_util::future::join(to_application, to_peer);
+        let _ = tokio::time::timeout(WIND_UP, both).await;
     }
 
     fn poll_turns(&mut self, cx: &mut Context<'_>, lent: &mut Lent, moved: &mut bool) -> Poll<End> {
         lent.wire.append(&self.partial);
         self.partial = Vec::new();
-        let mut end = Poll::Pending;
         let mut turned = true;
         for _ in 0..TURNS {
-            match self.turn(cx, lent) {
-                Ok(Turn::Moved) => *moved = true,
-                Ok(Turn::Dry) => {
-                    turned = false;
-                    break;
+            let inwards = self.move_inwards(cx, lent);
+            let outwards = self.move_outwards(cx, lent);
+            if let Some(broken) = &self.broken {
+                if self.is_wound_up() {
+                    return Poll::Ready(broken.clone());
                 }
-                Ok(Turn::Finished) => {
-                    end = Poll::Ready((EndReason::Finished, String::new()));
-                    break;
-                }
-                Err(broken) => {
-                    end = Poll::Ready(broken);
-                    break;
-                }
+            } else if self.application_told && self.peer_told {
+                return Poll::Ready((EndReason::Finished, String::new()));
+            }
+            if inwards || outwards {
+                *moved = true;
+            } else {
+                turned = false;
+                break;
             }
         }
-        if end.is_pending() {
-            self.partial = lent.wire.take();
-            if turned {
-                // Not a plain wake-up of ourselves: while any task is runnable tokio looks at its sockets only now
-                // and then, and bulk would starve everybody's small messages. Yielding lets it look first.
-                let _ = pin!(tokio::task::yield_now()).poll(cx);
-            }
+        self.partial = lent.wire.take();
+        if turned {
+            // Not a plain wake-up of ourselves: while any task is runnable tokio looks at its sockets only now
+            // and then, and bulk would starve everybody's small messages. Yielding lets it look first.
+            let _ = pin!(tokio::task::yield_now()).poll(cx);
         }
-        end
-    }
-
-    /// Moves up to one buffer each way.
-    fn turn(&mut self, cx: &mut Context<'_>, lent: &mut Lent) -> Result<Turn, End> {
-        let inwards = self.move_inwards(cx, lent)?;
-        let outwards = self.move_outwards(cx, lent)?;
-        if self.application_told && self.peer_told {
-            return Ok(Turn::Finished);
-        }
-        Ok(if inwards || outwards { Turn::Moved } else { Turn::Dry })
+        Poll::Pending
     }
 
     /// Ciphertext of the peer to the application; true when anything moved.
-    fn move_inwards(&mut self, cx: &mut Context<'_>, lent: &mut Lent) -> Result<bool, End> {
-        if self.to_application.poll_flush(cx, self.application).map_err(application_broke)?.is_pending() {
-            return Ok(false);
+    fn move_inwards(&mut self, cx: &mut Context<'_>, lent: &mut Lent) -> bool {
+        match self.to_application.poll_flush(cx, self.application) {
+            Poll::Ready(Ok(())) => {}
+            Poll::Ready(Err(error)) => return self.application_deaf(&error),
+            Poll::Pending => return false,
         }
         if self.peer_closed {
             return self.tell_application(cx);
         }
-        if self.to_peer.len() > MAX_ANSWERS {
-            return Ok(false);
+        if !self.open.tls_read || self.to_peer.len() > MAX_ANSWERS {
+            return false;
         }
         let ended = if std::mem::take(&mut self.first) {
             false
         } else {
             let most = self.budget.read_size();
-            match poll_read_into(cx, self.tls, &mut lent.wire, most).map_err(peer_broke)? {
-                Poll::Ready(n) => n == 0,
-                Poll::Pending => return Ok(false),
+            match poll_read_into(cx, self.tls, &mut lent.wire, most) {
+                Ok(Poll::Ready(n)) => n == 0,
+                Ok(Poll::Pending) => return false,
+                Err(error) => return self.peer_gone(&error),
             }
         };
         lent.plain.clear();
@@ -295,76 +348,156 @@ where
         let opened = self.session.open(&mut lent.wire, &mut lent.plain, &mut lent.out);
         // What was opened before an error is good, and so is the alert.
         self.count.came_from_peer(lent.plain.len());
-        self.to_application.write(cx, self.application, lent.plain.data()).map_err(application_broke)?;
-        self.to_peer.write(cx, self.tls, lent.out.data()).map_err(peer_broke)?;
+        if self.open.tls_write
+            && let Err(error) = self.to_peer.write(cx, self.tls, lent.out.data())
+        {
+            self.peer_deaf(&error);
+        }
         match opened {
             Ok(Progress::PeerClosed) => {
                 self.peer_closed = true;
+                self.open.tls_read = false;
                 lent.wire.clear();
-                Ok(true)
             }
-            Ok(Progress::NeedInput) if ended => Err((EndReason::Truncated, String::new())),
-            Ok(Progress::NeedInput) => Ok(true),
-            Err(error) => Err(session_broke(&error)),
+            Ok(Progress::NeedInput) if ended => {
+                self.breaks(EndReason::Truncated, String::new());
+                self.open.tls_read = false;
+                self.open.application_read = false;
+            }
+            Ok(Progress::NeedInput) => {}
+            Err(error) => {
+                self.breaks(session_broke(&error), error.to_string());
+                self.open.tls_read = false;
+                self.open.application_read = false;
+            }
         }
+        if let Err(error) = self.to_application.write(cx, self.application, lent.plain.data()) {
+            self.application_deaf(&error);
+        }
+        true
     }
 
-    fn tell_application(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
-        if self.application_told {
-            return Ok(false);
+    fn tell_application(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.application_told || self.broken.is_some() {
+            return false;
         }
         match Pin::new(&mut *self.application).poll_shutdown(cx) {
             Poll::Ready(Ok(())) => {
                 self.application_told = true;
-                Ok(true)
+                true
             }
-            Poll::Ready(Err(error)) => Err(application_broke(error)),
-            Poll::Pending => Ok(false),
+            Poll::Ready(Err(error)) => self.application_deaf(&error),
+            Poll::Pending => false,
         }
     }
 
     /// Plaintext of the application to the peer; true when anything moved.
-    fn move_outwards(&mut self, cx: &mut Context<'_>, lent: &mut Lent) -> Result<bool, End> {
-        if self.to_peer.poll_flush(cx, self.tls).map_err(peer_broke)?.is_pending() {
-            return Ok(false);
+    fn move_outwards(&mut self, cx: &mut Context<'_>, lent: &mut Lent) -> bool {
+        match self.to_peer.poll_flush(cx, self.tls) {
+            Poll::Ready(Ok(())) => {}
+            Poll::Ready(Err(error)) => return self.peer_deaf(&error),
+            Poll::Pending => return false,
         }
         if self.application_closed {
-            if self.peer_told {
-                return Ok(false);
-            }
-            return match Pin::new(&mut *self.tls).poll_shutdown(cx) {
-                Poll::Ready(Ok(())) => {
-                    self.peer_told = true;
-                    Ok(true)
-                }
-                Poll::Ready(Err(error)) => Err(peer_broke(error)),
-                Poll::Pending => Ok(false),
-            };
+            return self.tell_peer(cx);
+        }
+        if !self.open.application_read {
+            return false;
         }
         lent.plain.clear();
         let most = self.budget.read_size();
-        let n = match poll_read_into(cx, self.application, &mut lent.plain, most).map_err(application_broke)? {
-            Poll::Ready(n) => n,
-            Poll::Pending => return Ok(false),
+        let n = match poll_read_into(cx, self.application, &mut lent.plain, most) {
+            Ok(Poll::Ready(n)) => n,
+            Ok(Poll::Pending) => return false,
+            Err(error) => return self.application_gone(&error),
         };
         lent.out.clear();
-        if n == 0 {
-            self.application_closed = true;
-            self.session.close(&mut lent.out).map_err(|error| session_broke(&error))?;
-        } else {
+        let sealed = if n > 0 {
             self.count.went_to_peer(n);
-            self.session.seal(lent.plain.data(), &mut lent.out).map_err(|error| session_broke(&error))?;
+            self.session.seal(lent.plain.data(), &mut lent.out)
+        } else {
+            self.open.application_read = false;
+            if self.broken.is_some() {
+                // It had stopped listening, so this end may be that of a crash: no close_notify.
+                return true;
+            }
+            self.application_closed = true;
+            self.session.close(&mut lent.out)
+        };
+        if let Err(error) = sealed {
+            self.breaks(session_broke(&error), error.to_string());
+            self.open.application_read = false;
+            self.open.tls_read = false;
+            return true;
         }
-        self.to_peer.write(cx, self.tls, lent.out.data()).map_err(peer_broke)?;
-        Ok(true)
+        if let Err(error) = self.to_peer.write(cx, self.tls, lent.out.data()) {
+            self.peer_deaf(&error);
+        }
+        true
     }
-}
 
-enum Turn {
-    Moved,
-    /// Nothing to do until a socket says so; each has our waker.
-    Dry,
-    Finished,
+    fn tell_peer(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.peer_told || !self.open.tls_write {
+            return false;
+        }
+        match Pin::new(&mut *self.tls).poll_shutdown(cx) {
+            Poll::Ready(Ok(())) => {
+                self.peer_told = true;
+                true
+            }
+            Poll::Ready(Err(error)) => self.peer_deaf(&error),
+            Poll::Pending => false,
+        }
+    }
+
+    /// The peer has reset the connection: what it sent before is still delivered.
+    fn peer_gone(&mut self, error: &io::Error) -> bool {
+        self.breaks(EndReason::PeerReset, error.to_string());
+        self.open.tls_read = false;
+        self.open.tls_write = false;
+        self.open.application_read = false;
+        self.to_peer.clear();
+        true
+    }
+
+    /// The peer takes nothing any more; what it has sent before may still be in its socket.
+    fn peer_deaf(&mut self, error: &io::Error) -> bool {
+        self.breaks(EndReason::PeerReset, error.to_string());
+        self.open.tls_write = false;
+        self.open.application_read = false;
+        self.to_peer.clear();
+        true
+    }
+
+    /// The application has reset the connection: what it sent before is still delivered.
+    fn application_gone(&mut self, error: &io::Error) -> bool {
+        self.breaks(EndReason::ApplicationReset, error.to_string());
+        self.open.application_read = false;
+        self.open.application_write = false;
+        self.open.tls_read = false;
+        self.to_application.clear();
+        true
+    }
+
+    /// The application takes nothing any more; what it has said before may still be in its socket.
+    fn application_deaf(&mut self, error: &io::Error) -> bool {
+        self.breaks(EndReason::ApplicationReset, error.to_string());
+        self.open.application_write = false;
+        self.open.tls_read = false;
+        self.to_application.clear();
+        true
+    }
+
+    /// Notes what broke first.
+    fn breaks(&mut self, reason: EndReason, detail: String) {
+        self.broken.get_or_insert((reason, detail));
+    }
+
+    /// Whether nothing more can be delivered to anybody.
+    fn is_wound_up(&self) -> bool {
+        let Open { tls_read, application_read, .. } = self.open;
+        !tls_read && !application_read && self.to_application.is_empty() && self.to_peer.is_empty()
+    }
 }
 
 /// Reads at most `most` bytes behind what is in `buf`.
@@ -388,19 +521,37 @@ pub(crate) fn poll_read_into<R: AsyncRead + Unpin>(
     }
 }
 
-fn application_broke(error: io::Error) -> End {
-    (EndReason::ApplicationReset, error.to_string())
+/// Returns when the kernel has sent all that was written.
+///
+/// The kernel tells nobody, so it is asked, at growing intervals and only at ends that were not clean.
+async fn all_sent<S: Socket>(socket: &S) {
+    let mut pause = Duration::from_millis(1);
+    while !socket.is_all_sent() {
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_millis(50));
+    }
 }
 
-fn peer_broke(error: io::Error) -> End {
-    (EndReason::PeerReset, error.to_string())
+/// The same, reading meanwhile: a peer that is itself in the middle of sending would never come to read.
+async fn discard_until_sent<S: Socket>(socket: &mut S) {
+    let mut scrap = [0; 4096];
+    let mut pause = Duration::from_millis(1);
+    while !socket.is_all_sent() {
+        match tokio::time::timeout(pause, socket.read(&mut scrap)).await {
+            Ok(Ok(n)) if n > 0 => {}
+            Ok(_) => return all_sent(socket).await,
+            Err(_) => pause = (pause * 2).min(Duration::from_millis(50)),
+        }
+    }
 }
 
-fn session_broke(error: &SessionError) -> End {
-    let reason = match error {
+fn session_broke(error: &SessionError) -> EndReason {
+    match error {
         SessionError::PeerAlert(_) => EndReason::PeerAlert,
         SessionError::Internal(_) => EndReason::Internal,
         _ => EndReason::BadRecord,
-    };
-    (reason, error.to_string())
+    }
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -17,11 +18,49 @@ use tokio::{
 /// kills live peers that do not read.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 
+/// A socket that a relay can end without losing what was written to it.
+pub trait Socket: AsyncRead + AsyncWrite + Unpin {
+    /// Whether the kernel has sent all that was written, so that a reset no longer throws it away.
+    fn is_all_sent(&self) -> bool;
+}
+
+impl Socket for TcpStream {
+    fn is_all_sent(&self) -> bool {
+        let socket = SockRef::from(self);
+        // With this mark at one byte a socket counts as writable when nothing waits to be sent, and not before.
+        if socket.set_tcp_notsent_lowat(1).is_err() {
+            return true;
+        }
+        let mut asked = [PollFd::new(self, PollFlags::OUT)];
+        let answered = poll(&mut asked, Some(&Timespec::default())).is_ok();
+        !answered || !asked[0].revents().is_empty()
+    }
+}
+
+/// In memory: what was written is with the other end.
+impl Socket for tokio::io::DuplexStream {
+    fn is_all_sent(&self) -> bool {
+        true
+    }
+}
+
 /// A plaintext socket.
 #[derive(Debug)]
-pub(crate) enum Plain {
+pub enum Plain {
+    /// TCP.
     Tcp(TcpStream),
+    /// A unix socket.
     Unix(UnixStream),
+}
+
+impl Socket for Plain {
+    fn is_all_sent(&self) -> bool {
+        match self {
+            Self::Tcp(stream) => stream.is_all_sent(),
+            // A unix socket has no queue of its own: what was written is in the reader's.
+            Self::Unix(_) => true,
+        }
+    }
 }
 
 impl Plain {
@@ -29,7 +68,7 @@ impl Plain {
     /// [`end_cleanly`](Self::end_cleanly) says that both directions have ended well.
     ///
     /// A unix socket knows no reset; there a cut is seen as a write error or an early end.
-    pub(crate) fn arm(&self) {
+    pub fn arm(&self) {
         if let Self::Tcp(stream) = self {
             tune(stream);
             let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
@@ -37,7 +76,7 @@ impl Plain {
     }
 
     /// Lets the socket end by a FIN.
-    pub(crate) fn end_cleanly(&self) {
+    pub fn end_cleanly(&self) {
         if let Self::Tcp(stream) = self {
             let _ = SockRef::from(stream).set_linger(None);
         }
