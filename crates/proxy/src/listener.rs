@@ -10,8 +10,11 @@ use std::{
         fs::{FileTypeExt, MetadataExt, PermissionsExt},
         net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream},
     },
-    path::Path,
-    sync::Arc,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -30,7 +33,7 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_se
 /// A bound socket that does not listen yet, so that peers are refused and the address is ours.
 pub(crate) enum Bound {
     Tcp(Socket),
-    Unix(StdUnixListener),
+    Unix(StdUnixListener, SocketFile),
 }
 
 /// What an accept loop hands on.
@@ -54,11 +57,9 @@ impl Bound {
         match bind {
             UpstreamBind::Tcp(address) => Self::tcp(*address),
             UpstreamBind::Unix { path, mode } => {
-                remove_dead_socket(path)?;
-                let listener = StdUnixListener::bind(path)?;
-                std::fs::set_permissions(path, std::fs::Permissions::from_mode(*mode))?;
+                let (listener, file) = bind_unix(path, *mode)?;
                 listener.set_nonblocking(true)?;
-                Ok(Self::Unix(listener))
+                Ok(Self::Unix(listener, file))
             }
         }
     }
@@ -68,9 +69,9 @@ impl Bound {
         match self {
             Self::Tcp(socket) => {
                 socket.listen(BACKLOG)?;
-                Ok(Listening::Tcp(socket.into()))
+                Ok(Listening { socket: ListeningSocket::Tcp(socket.into()), file: None })
             }
-            Self::Unix(listener) => Ok(Listening::Unix(listener)),
+            Self::Unix(listener, file) => Ok(Listening { socket: ListeningSocket::Unix(listener), file: Some(file) }),
         }
     }
 }
@@ -91,8 +92,53 @@ fn remove_dead_socket(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Binds a unix socket that has its mode before anybody can find it: it is made under a name of its own and then moved
+/// to its place.
+fn bind_unix(path: &Path, mode: u32) -> io::Result<(StdUnixListener, SocketFile)> {
+    remove_dead_socket(path)?;
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    // Short, since the path of a socket may have 107 bytes and no more.
+    let made = format!(".{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    let made = path.with_file_name(made);
+    remove_dead_socket(&made)?;
+    let listener = StdUnixListener::bind(&made)?;
+    let placed = std::fs::set_permissions(&made, std::fs::Permissions::from_mode(mode))
+        .and_then(|()| std::fs::symlink_metadata(&made))
+        // Linked and not renamed, since renaming would replace what somebody else has put there meanwhile.
+        .and_then(|metadata| std::fs::hard_link(&made, path).map(|()| metadata));
+    let removed = std::fs::remove_file(&made);
+    let metadata = placed.map_err(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => io::ErrorKind::AddrInUse.into(),
+        _ => error,
+    })?;
+    removed?;
+    Ok((listener, SocketFile { path: path.to_owned(), device: metadata.dev(), inode: metadata.ino() }))
+}
+
+/// The file of a unix socket of ours: removed with it, as long as it is still that one.
+#[derive(Debug)]
+pub(crate) struct SocketFile {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let same = |found: &std::fs::Metadata| (found.dev(), found.ino()) == (self.device, self.inode);
+        if std::fs::symlink_metadata(&self.path).is_ok_and(|found| same(&found)) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
 /// A socket that listens.
-pub(crate) enum Listening {
+pub(crate) struct Listening {
+    socket: ListeningSocket,
+    file: Option<SocketFile>,
+}
+
+enum ListeningSocket {
     Tcp(StdTcpListener),
     Unix(StdUnixListener),
 }
@@ -100,9 +146,9 @@ pub(crate) enum Listening {
 impl Listening {
     /// The address, where it is a TCP one.
     pub(crate) fn local_address(&self) -> Option<SocketAddr> {
-        match self {
-            Self::Tcp(listener) => listener.local_addr().ok(),
-            Self::Unix(_) => None,
+        match &self.socket {
+            ListeningSocket::Tcp(listener) => listener.local_addr().ok(),
+            ListeningSocket::Unix(_) => None,
         }
     }
 }
@@ -112,6 +158,8 @@ impl Listening {
 pub(crate) struct Loops {
     stop: CancellationToken,
     tasks: TaskTracker,
+    /// Removed first, so that nobody finds a socket on which nobody accepts.
+    file: Option<SocketFile>,
 }
 
 impl Loops {
@@ -125,21 +173,30 @@ impl Loops {
     where
         F: Fn(Accepted) + Clone + Send + Sync + 'static,
     {
-        let loops = Self { stop: CancellationToken::new(), tasks: TaskTracker::new() };
+        let Listening { socket, file } = listening;
+        let loops = Self { stop: CancellationToken::new(), tasks: TaskTracker::new(), file };
         for handle in workers.handles() {
-            let clone = match &listening {
-                Listening::Tcp(listener) => Listening::Tcp(listener.try_clone()?),
-                Listening::Unix(listener) => Listening::Unix(listener.try_clone()?),
-            };
             let (stop, metrics, serve) = (loops.stop.clone(), metrics.clone(), serve.clone());
-            loops.tasks.spawn_on(accept_loop(clone, stop, metrics, serve), handle);
+            match &socket {
+                ListeningSocket::Tcp(listener) => {
+                    let clone = listener.try_clone()?;
+                    let accepting = async move { watched(TcpListener::from_std(clone), stop, &metrics, serve).await };
+                    loops.tasks.spawn_on(accepting, handle);
+                }
+                ListeningSocket::Unix(listener) => {
+                    let clone = listener.try_clone()?;
+                    let accepting = async move { watched(UnixListener::from_std(clone), stop, &metrics, serve).await };
+                    loops.tasks.spawn_on(accepting, handle);
+                }
+            }
         }
         loops.tasks.close();
         Ok(loops)
     }
 
     /// Accepts who is waiting already, closes the sockets, and returns when that is done.
-    pub(crate) async fn stop(&self) {
+    pub(crate) async fn stop(mut self) {
+        self.file = None;
         self.stop.cancel();
         self.tasks.wait().await;
     }
@@ -151,54 +208,77 @@ impl Drop for Loops {
     }
 }
 
-enum Listener {
-    Tcp(TcpListener),
-    Unix(UnixListener),
+/// What an accept loop needs of a listening socket.
+trait Accept {
+    /// What it accepts.
+    type Accepted;
+
+    /// The next connection. Dropping the future loses none.
+    fn accept(&self) -> impl Future<Output = io::Result<Self::Accepted>> + Send;
+
+    /// Whoever is in the queue already, each asked for when the one before has been served; then the socket closes.
+    fn waiting(self) -> impl Iterator<Item = Self::Accepted> + Send;
 }
 
-impl Listener {
+impl Accept for TcpListener {
+    type Accepted = Accepted;
+
     async fn accept(&self) -> io::Result<Accepted> {
-        match self {
-            Self::Tcp(listener) => listener.accept().await.map(|(stream, peer)| Accepted::Tcp(stream, peer)),
-            Self::Unix(listener) => listener.accept().await.map(|(stream, _)| Accepted::Unix(stream)),
-        }
+        self.accept().await.map(|(stream, peer)| Accepted::Tcp(stream, peer))
+    }
+
+    fn waiting(self) -> impl Iterator<Item = Accepted> + Send {
+        // Asked without the runtime, which may not have heard yet of who has just come.
+        let listener = self.into_std();
+        std::iter::from_fn(move || {
+            let (stream, peer) = listener.as_ref().ok()?.accept().ok()?;
+            stream.set_nonblocking(true).ok()?;
+            TcpStream::from_std(stream).ok().map(|stream| Accepted::Tcp(stream, peer))
+        })
     }
 }
 
-async fn accept_loop(
-    listening: Listening,
+impl Accept for UnixListener {
+    type Accepted = Accepted;
+
+    async fn accept(&self) -> io::Result<Accepted> {
+        self.accept().await.map(|(stream, _)| Accepted::Unix(stream))
+    }
+
+    fn waiting(self) -> impl Iterator<Item = Accepted> + Send {
+        let listener = self.into_std();
+        std::iter::from_fn(move || {
+            let (stream, _) = listener.as_ref().ok()?.accept().ok()?;
+            stream.set_nonblocking(true).ok()?;
+            UnixStream::from_std(stream).ok().map(Accepted::Unix)
+        })
+    }
+}
+
+async fn watched<L: Accept>(
+    listener: io::Result<L>,
     stop: CancellationToken,
-    metrics: Arc<PathMetrics>,
-    serve: impl Fn(Accepted),
+    metrics: &PathMetrics,
+    serve: impl Fn(L::Accepted),
 ) {
-    let listener = match listening {
-        Listening::Tcp(listener) => TcpListener::from_std(listener).map(Listener::Tcp),
-        Listening::Unix(listener) => UnixListener::from_std(listener).map(Listener::Unix),
-    };
-    let listener = match listener {
-        Ok(listener) => listener,
-        Err(error) => {
-            tracing::error!(%error, "a data thread cannot watch a listener; the others go on");
-            return;
-        }
-    };
+    match listener {
+        Ok(listener) => accept_loop(listener, stop, metrics, serve).await,
+        Err(error) => tracing::error!(%error, "a data thread cannot watch a listener; the others go on"),
+    }
+}
+
+/// Accepts until told to stop; no error ends it.
+async fn accept_loop<L: Accept>(
+    listener: L,
+    stop: CancellationToken,
+    metrics: &PathMetrics,
+    serve: impl Fn(L::Accepted),
+) {
     let mut pause = PAUSE.0;
-    let mut stopping = false;
     loop {
-        let accepted = if stopping {
-            // Closing the last clone resets who waits in the queue, so whoever is there already is still served.
-            match futures_util::FutureExt::now_or_never(listener.accept()) {
-                Some(accepted) => accepted,
-                None => return,
-            }
-        } else {
-            tokio::select! {
-                accepted = listener.accept() => accepted,
-                () = stop.cancelled() => {
-                    stopping = true;
-                    continue;
-                }
-            }
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => break,
         };
         match accepted {
             Ok(accepted) => {
@@ -208,19 +288,175 @@ async fn accept_loop(
             }
             Err(error) => {
                 metrics.accept_errors.add(1);
-                if stopping {
-                    return;
-                }
                 // Some errors are those of one connection that went away in the queue; after those nothing is lost
                 // by going on at once. The others are a want of descriptors or memory, which time may cure.
                 let of_one =
                     [io::ErrorKind::ConnectionAborted, io::ErrorKind::ConnectionReset, io::ErrorKind::Interrupted];
-                if !of_one.contains(&error.kind()) {
-                    tracing::warn!(%error, pause_ms = pause.as_millis(), "cannot accept; trying again");
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(PAUSE.1);
+                if of_one.contains(&error.kind()) {
+                    continue;
                 }
+                tracing::warn!(%error, pause_ms = pause.as_millis(), "cannot accept; trying again");
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    () = stop.cancelled() => break,
+                }
+                pause = (pause * 2).min(PAUSE.1);
             }
         }
+    }
+    // Closing the last clone resets who waits in the queue, so whoever is there already is still served.
+    for accepted in listener.waiting() {
+        metrics.accepted.add(1);
+        serve(accepted);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use parking_lot::Mutex;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    /// Gives what it was told to, then nothing; `queue` is who waits when it is told to stop.
+    struct Script {
+        answers: Mutex<VecDeque<io::Result<u32>>>,
+        queue: Vec<u32>,
+    }
+
+    impl Accept for Script {
+        type Accepted = u32;
+
+        async fn accept(&self) -> io::Result<u32> {
+            let next = self.answers.lock().pop_front();
+            match next {
+                Some(answer) => answer,
+                None => std::future::pending().await,
+            }
+        }
+
+        fn waiting(self) -> impl Iterator<Item = u32> + Send {
+            self.queue.into_iter()
+        }
+    }
+
+    async fn run(answers: Vec<io::Result<u32>>, queue: Vec<u32>, until: u32) -> (Vec<u32>, u64, Duration) {
+        let (stop, metrics, began) = (CancellationToken::new(), PathMetrics::default(), Instant::now());
+        let (served, reached) = (Mutex::new(Vec::new()), Mutex::new(None));
+        let serve = |number| {
+            served.lock().push(number);
+            if number == until {
+                *reached.lock() = Some(began.elapsed());
+                stop.cancel();
+            }
+        };
+        accept_loop(Script { answers: Mutex::new(answers.into()), queue }, stop.clone(), &metrics, serve).await;
+        let reached = reached.lock().expect("it came so far");
+        (served.into_inner(), metrics.accept_errors.get(), reached)
+    }
+
+    fn error(number: rustix::io::Errno) -> io::Result<u32> {
+        Err(io::Error::from_raw_os_error(number.raw_os_error()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn want_of_descriptors_is_waited_out_with_growing_pauses() {
+        let mut answers = vec![Ok(1)];
+        answers.extend((0..20).map(|_| error(rustix::io::Errno::MFILE)));
+        answers.push(Ok(2));
+        let (served, errors, took) = run(answers, Vec::new(), 2).await;
+        assert_eq!((served, errors), (vec![1, 2], 20));
+        assert!(took > Duration::from_secs(10) && took < Duration::from_secs(20), "{took:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_success_makes_the_next_pause_short_again() {
+        let mut answers: Vec<_> = (0..12).map(|_| error(rustix::io::Errno::NFILE)).collect();
+        answers.extend([Ok(1), error(rustix::io::Errno::NOBUFS), Ok(2)]);
+        let (_, _, with_relapse) = run(answers, Vec::new(), 2).await;
+        let answers = (0..12).map(|_| error(rustix::io::Errno::NFILE)).chain([Ok(2)]).collect();
+        let (_, _, without) = run(answers, Vec::new(), 2).await;
+        assert!(with_relapse - without < Duration::from_millis(20), "{with_relapse:?} {without:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_went_away_in_the_queue_costs_no_pause() {
+        let answers = vec![error(rustix::io::Errno::CONNABORTED), error(rustix::io::Errno::INTR), Ok(1)];
+        let (served, errors, took) = run(answers, Vec::new(), 1).await;
+        assert_eq!((served, errors, took), (vec![1], 2, Duration::ZERO));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_in_the_queue_at_the_end_is_still_served() {
+        let (served, ..) = run(vec![Ok(1)], vec![7, 8], 1).await;
+        assert_eq!(served, [1, 7, 8]);
+    }
+
+    #[tokio::test]
+    async fn the_clones_of_a_stopped_listener_serve_its_queue_and_free_its_port() {
+        let workers = Workers::start(Some(2)).unwrap();
+        let listening = Bound::tcp("127.0.0.1:0".parse().unwrap()).unwrap().listen().unwrap();
+        let address = listening.local_address().unwrap();
+        let metrics = Arc::new(PathMetrics::default());
+        let loops = Loops::start(listening, &workers, &metrics, drop).unwrap();
+        let clients: Vec<_> = (0..50).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+        loops.stop().await;
+        assert_eq!(metrics.accepted.get(), 50, "every connection that was made is accepted");
+        assert!(std::net::TcpStream::connect(address).is_err());
+        assert!(StdTcpListener::bind(address).is_ok());
+        drop(clients);
+    }
+
+    #[test]
+    fn a_bound_address_is_ours_and_refuses_until_it_listens() {
+        let Ok(Bound::Tcp(socket)) = Bound::tcp("127.0.0.1:0".parse().unwrap()) else { panic!() };
+        let address = socket.local_addr().unwrap().as_socket().unwrap();
+        let refused = std::net::TcpStream::connect(address).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+    }
+
+    #[test]
+    fn a_unix_socket_has_its_mode_and_goes_with_its_listener() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("db.sock");
+        let bind = UpstreamBind::Unix { path: path.clone(), mode: 0o640 };
+        let bound = Bound::upstream(&bind).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1, "nothing else is left there");
+        StdUnixStream::connect(&path).unwrap();
+        drop(bound);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn only_a_dead_socket_of_ours_is_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("db.sock");
+        let bind = UpstreamBind::Unix { path: path.clone(), mode: 0o600 };
+        let kind = || Bound::upstream(&bind).map(drop).map_err(|error| error.kind());
+
+        std::fs::write(&path, "precious").unwrap();
+        assert_eq!(kind(), Err(io::ErrorKind::AddrInUse));
+        assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+        std::fs::remove_file(&path).unwrap();
+
+        let alive = StdUnixListener::bind(&path).unwrap();
+        assert_eq!(kind(), Err(io::ErrorKind::AddrInUse));
+        assert!(path.exists());
+        drop(alive);
+        assert_eq!(kind(), Ok(()), "the socket of a process that died is replaced");
+    }
+
+    #[test]
+    fn a_socket_that_somebody_else_put_in_its_place_is_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("db.sock");
+        let ours = Bound::upstream(&UpstreamBind::Unix { path: path.clone(), mode: 0o600 }).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let _theirs = StdUnixListener::bind(&path).unwrap();
+        drop(ours);
+        assert!(path.exists());
     }
 }

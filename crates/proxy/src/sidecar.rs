@@ -1,6 +1,15 @@
 //! One service identity with its listeners: started once, changed by difference, drained at the end.
 
-use std::{collections::BTreeMap, fmt, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt, io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use lictor_core::{Authorizer, CertSource, Discovery, PeerPolicy, TlsBackend, TlsPolicy, rotation::system_clock};
@@ -13,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     balancer::Balancer,
-    config::{BindPolicy, Clamp, InboundConfig, Limits, SidecarConfig, UpstreamBind, UpstreamConfig},
+    config::{BindPolicy, Clamp, InboundConfig, Limits, SidecarConfig, UpstreamConfig},
     dial::Dialler,
     inbound,
     limits::{Handshakes, Slots, connections_for, descriptor_limit},
@@ -66,6 +75,8 @@ pub struct Sidecar {
     state: Mutex<State>,
     board: Arc<Board>,
     stop: CancellationToken,
+    /// How many connections were cut.
+    forced: AtomicU64,
 }
 
 struct State {
@@ -90,7 +101,6 @@ struct UpstreamListener {
 struct Opening {
     loops: Arc<Mutex<Option<Loops>>>,
     given_up: CancellationToken,
-    remove: Option<PathBuf>,
 }
 
 impl Opening {
@@ -100,9 +110,6 @@ impl Opening {
         let loops = self.loops.lock().take();
         if let Some(loops) = loops {
             loops.stop().await;
-        }
-        if let Some(path) = &self.remove {
-            let _ = std::fs::remove_file(path);
         }
     }
 }
@@ -186,12 +193,16 @@ impl Board {
         match &new.state {
             ListenerState::WaitingForMaterial => tracing::info!(listener, bind, "waiting for the first certificate"),
             ListenerState::Listening(_) => tracing::info!(listener, bind, "listening"),
-            ListenerState::Failed { error, .. } => {
-                tracing::error!(listener, bind, error, "cannot listen; trying again while the others serve");
+            ListenerState::Failed { error, retrying } => {
+                tracing::error!(listener, bind, error, retrying, "cannot listen; the others serve");
             }
             ListenerState::Closed => tracing::info!(listener, bind, "closed"),
         }
         board.insert(key, new);
+    }
+
+    fn retain(&self, keep: impl Fn(Option<&str>) -> bool) {
+        self.0.lock().retain(|upstream, _| keep(upstream.as_deref()));
     }
 
     fn forget(&self, upstream: Option<&str>) {
@@ -241,7 +252,14 @@ impl Sidecar {
         });
         let nothing = SidecarConfig { inbound: None, upstreams: BTreeMap::new(), ..config.clone() };
         let state = State { config: nothing, inbound: None, upstreams: BTreeMap::new(), draining: false };
-        let sidecar = Self { shared, workers: deps.workers, state: state.into(), board: Arc::default(), stop };
+        let sidecar = Self {
+            shared,
+            workers: deps.workers,
+            state: state.into(),
+            board: Arc::default(),
+            stop,
+            forced: AtomicU64::default(),
+        };
         let failed = sidecar.apply(config).failed;
         failed.into_iter().next().map_or(Ok(sidecar), Err)
     }
@@ -322,6 +340,11 @@ impl Sidecar {
                 Err(error) => applied.failed.push(error),
             }
         }
+        // One that could not be bound has no entry above.
+        self.board.retain(|upstream| match upstream {
+            Some(name) => config.upstreams.contains_key(name),
+            None => config.inbound.is_some(),
+        });
         state.config = config;
         applied
     }
@@ -387,20 +410,34 @@ impl Sidecar {
             () = drained => {}
             () = aborted => {}
         }
-        let forced = self.shared.inbound_in_flight.count() + self.shared.outbound_in_flight.count();
         self.abort();
         let gone = async {
             self.shared.inbound_in_flight.wait_none().await;
             self.shared.outbound_in_flight.wait_none().await;
         };
         let _ = tokio::time::timeout(CUT, gone).await;
-        Drained { forced }
+        Drained { forced: self.forced.load(Ordering::Acquire) }
     }
 
     /// Cuts everything at once, as on a second signal; a [`drain`](Self::drain) under way returns.
     pub fn abort(&self) {
+        if !self.shared.cut.is_cancelled() {
+            // Counted before they are told, since some would be gone before they are counted.
+            let forced = self.shared.inbound_in_flight.count() + self.shared.outbound_in_flight.count();
+            self.forced.fetch_max(forced, Ordering::AcqRel);
+        }
         self.shared.cut.cancel();
         self.stop.cancel();
+        let mut state = self.state.lock();
+        state.draining = true;
+        // Dropping them stops their loops.
+        for opening in (state.inbound.take().into_iter().map(|inbound| inbound.opening))
+            .chain(std::mem::take(&mut state.upstreams).into_values().map(|upstream| upstream.opening))
+        {
+            opening.given_up.cancel();
+            drop(opening.loops.lock().take());
+        }
+        self.board.0.lock().values_mut().for_each(|listener| listener.state = ListenerState::Closed);
     }
 
     fn apply_limits(&self, limits: &Limits) {
@@ -445,7 +482,7 @@ impl Sidecar {
             });
         };
         let address = wanted.bind;
-        let bind = Bind { upstream: None, address: address.to_string(), policy, waits: true, remove: None };
+        let bind = Bind { upstream: None, address: address.to_string(), policy, waits: true };
         let opening = self.open(bind, move || Bound::tcp(address), self.shared.metrics.inbound.clone(), serve)?;
         Ok(InboundListener { config, slots, opening })
     }
@@ -471,13 +508,9 @@ impl Sidecar {
             tokio::spawn(outbound::serve(shared.clone(), upstream, plain, opener, slot));
         };
         let bind = wanted.bind.clone();
-        let remove = match &bind {
-            UpstreamBind::Unix { path, .. } => Some(path.clone()),
-            UpstreamBind::Tcp(_) => None,
-        };
         let metrics = upstream.load().metrics.clone();
         let address = bind.to_string();
-        let listener = Bind { upstream: Some(name.to_owned()), address, policy, waits: false, remove };
+        let listener = Bind { upstream: Some(name.to_owned()), address, policy, waits: false };
         let opening = self.open(listener, move || Bound::upstream(&bind), metrics, serve)?;
         Ok(UpstreamListener { upstream, opening })
     }
@@ -488,14 +521,14 @@ impl Sidecar {
         B: Fn() -> io::Result<Bound> + Send + Sync + 'static,
         F: Fn(Accepted) + Clone + Send + Sync + 'static,
     {
-        let Bind { upstream, address, policy, waits, remove } = listener;
+        let Bind { upstream, address, policy, waits } = listener;
         let mut bound = None;
         let start = |bound: Bound, workers: &Workers| -> io::Result<(Loops, Option<SocketAddr>)> {
             let listening = bound.listen()?;
             let local = listening.local_address();
             Ok((Loops::start(listening, workers, &metrics, serve.clone())?, local))
         };
-        let opening = Opening { loops: Arc::default(), given_up: CancellationToken::new(), remove };
+        let opening = Opening { loops: Arc::default(), given_up: CancellationToken::new() };
         let tried = bind().and_then(|reserved| {
             if waits {
                 bound = Some(reserved);
@@ -510,7 +543,11 @@ impl Sidecar {
                 return Ok(opening);
             }
             Ok(None) => self.board.tell(upstream.as_deref(), &address, ListenerState::WaitingForMaterial),
-            Err(source) if policy == BindPolicy::Fail => return Err(BindError { upstream, bind: address, source }),
+            Err(source) if policy == BindPolicy::Fail => {
+                let state = ListenerState::Failed { error: source.to_string(), retrying: false };
+                self.board.tell(upstream.as_deref(), &address, state);
+                return Err(BindError { upstream, bind: address, source });
+            }
             Err(error) => {
                 let state = ListenerState::Failed { error: error.to_string(), retrying: true };
                 self.board.tell(upstream.as_deref(), &address, state);
@@ -559,8 +596,6 @@ struct Bind {
     policy: BindPolicy,
     /// Whether it listens only when there is material.
     waits: bool,
-    /// The unix socket to remove when it closes.
-    remove: Option<PathBuf>,
 }
 
 impl fmt::Debug for Sidecar {
@@ -571,8 +606,7 @@ impl fmt::Debug for Sidecar {
 
 impl Drop for Sidecar {
     fn drop(&mut self) {
-        self.shared.cut.cancel();
-        self.stop.cancel();
+        self.abort();
     }
 }
 
