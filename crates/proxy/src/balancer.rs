@@ -113,3 +113,101 @@ impl Drop for Open {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn instances(weights: &[u32]) -> Vec<Instance> {
+        let instance = |(index, weight): (usize, &u32)| Instance {
+            id: format!("db-{index}"),
+            host: "10.0.0.1".to_owned(),
+            port: u16::try_from(index).unwrap(),
+            service: "db".to_owned(),
+            namespace: "default".to_owned(),
+            partition: "default".to_owned(),
+            datacenter: "dc1".to_owned(),
+            weight: *weight,
+        };
+        weights.iter().enumerate().map(instance).collect()
+    }
+
+    /// How often each of `list` is picked in `rounds`, when connections stay open.
+    fn picks(balancer: &Arc<Balancer>, list: &[Instance], rounds: usize, now: Instant) -> Vec<usize> {
+        let mut counts = vec![0; list.len()];
+        let mut open = Vec::new();
+        for _ in 0..rounds {
+            let index = balancer.pick(list, &[], now).unwrap();
+            counts[index] += 1;
+            open.push(balancer.open(&list[index]));
+        }
+        counts
+    }
+
+    proptest! {
+        #[test]
+        fn an_excluded_instance_is_never_picked_and_somebody_is_while_there_is_one(
+            weights in proptest::collection::vec(0u32..5, 0..12),
+            excluded in proptest::collection::vec(0usize..12, 0..12),
+            failed in proptest::collection::vec(0usize..12, 0..12),
+        ) {
+            let (list, now) = (instances(&weights), Instant::now());
+            let balancer = Balancer::default();
+            failed.iter().filter_map(|index| list.get(*index)).for_each(|one| balancer.failed(one, now));
+            let left = (0..list.len()).filter(|index| !excluded.contains(index)).count();
+            match balancer.pick(&list, &excluded, now) {
+                Some(index) => prop_assert!(index < list.len() && !excluded.contains(&index)),
+                None => prop_assert_eq!(left, 0),
+            }
+        }
+    }
+
+    #[test]
+    fn connections_spread_evenly_and_by_weight() {
+        let now = Instant::now();
+        let even = picks(&Arc::default(), &instances(&[1, 1, 1, 1]), 400, now);
+        assert!(even.iter().all(|count| (80..=120).contains(count)), "{even:?}");
+        let weighted = picks(&Arc::default(), &instances(&[3, 1]), 400, now);
+        assert!((270..=330).contains(&weighted[0]), "{weighted:?}");
+    }
+
+    #[test]
+    fn an_instance_that_resets_at_once_does_not_draw_everything() {
+        let (balancer, list, now) = (Balancer::default(), instances(&[1, 1, 1]), Instant::now());
+        let mut broken = 0;
+        for _ in 0..300 {
+            // None stays open, so without the memory of failures all would look idle.
+            if balancer.pick(&list, &[], now).unwrap() == 0 {
+                balancer.failed(&list[0], now);
+                broken += 1;
+            }
+        }
+        assert!(broken < 60, "{broken} of 300");
+    }
+
+    #[test]
+    fn a_failure_is_forgotten_and_a_closed_connection_weighs_nothing() {
+        let (balancer, list, now) = (Arc::new(Balancer::default()), instances(&[1, 1]), Instant::now());
+        (0..5).for_each(|_| balancer.failed(&list[0], now));
+        let counts = picks(&balancer, &list, 10, now);
+        assert!(counts[0] <= 5, "{counts:?}");
+        let later = picks(&balancer, &list, 200, now + MEMORY);
+        assert!((60..=140).contains(&later[0]), "{later:?}");
+        assert!(balancer.loads.lock().values().all(|load| load.open == 0));
+    }
+
+    #[test]
+    fn what_is_remembered_of_instances_that_are_gone_is_bounded() {
+        let (balancer, now) = (Balancer::default(), Instant::now());
+        for index in 0..3 * MOST_REMEMBERED {
+            let mut one = instances(&[1]).remove(0);
+            one.id = index.to_string();
+            balancer.failed(&one, now);
+        }
+        assert!(balancer.loads.lock().len() <= MOST_REMEMBERED + 1);
+    }
+}
