@@ -50,7 +50,10 @@ pub(crate) async fn serve(
     let began = std::time::Instant::now();
     tune(&stream);
     // Boxed, so that what a handshake needs is gone when the long life of the connection begins.
-    let outcome = Box::pin(admit(&shared, &config, &mut stream, peer)).await;
+    let outcome = tokio::select! {
+        outcome = Box::pin(admit(&shared, &config, &mut stream, peer)) => outcome,
+        () = shared.cut.cancelled() => Err(Unshaken::Failed(EndReason::Cut, String::new())),
+    };
     let Admitted { shaken, permit, handshake } = match outcome {
         Ok(admitted) => admitted,
         Err(Unshaken::BareOpen) => {
@@ -157,8 +160,8 @@ async fn prove_and_permit(
     let session = serving.context.accept().map_err(internal)?;
     let judge = || shared.live.judge(ExpectedPeer::ClientOf(own.clone()), serving);
     let shaken = shake(stream, session, judge, greeted).await;
-    if let Err(Unshaken::Refused(EndReason::Rejected(RejectReason::UnknownIssuer), _)) = &shaken {
-        shared.live.suspect_stale_roots();
+    if let Err(Unshaken::Refused(EndReason::Rejected(reason), _)) = &shaken {
+        shared.live.rejected(*reason);
     }
     let shaken = shaken?;
     let handshake = began.elapsed();

@@ -4,7 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwapOption;
 use lictor_core::{
-    CertSource, ExpectedPeer, Judge, Material, MeshContext, PeerPolicy, Roots, TlsBackend, TlsPolicy, rotation::Clock,
+    CertSource, ExpectedPeer, Judge, Material, MeshContext, PeerPolicy, RejectReason, Roots, TlsBackend, TlsPolicy,
+    rotation::Clock,
 };
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -106,9 +107,12 @@ impl Live {
         &self.peer_policy
     }
 
-    /// Passes on that a peer did not chain to the roots we know.
-    pub(crate) fn suspect_stale_roots(&self) {
-        self.source.suspect_stale_roots();
+    /// Passes on that our roots may be out of date: a peer did not chain to them, or to one of the same name with
+    /// another key, which is how a rotation of Consul's own CA looks to whoever has not heard of it.
+    pub(crate) fn rejected(&self, reason: RejectReason) {
+        if matches!(reason, RejectReason::UnknownIssuer | RejectReason::BadSignature) {
+            self.source.suspect_stale_roots();
+        }
     }
 
     fn take(&self, newest: Option<Arc<Material>>) {

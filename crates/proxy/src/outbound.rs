@@ -8,7 +8,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use lictor_core::{Destination, DestinationKind, DiscoveryError, ExpectedPeer, Instance, RejectReason, SpiffeService};
+use lictor_core::{Destination, DestinationKind, DiscoveryError, ExpectedPeer, Instance, SpiffeService};
 use tokio::{
     net::TcpStream,
     time::{Instant, timeout_at},
@@ -205,8 +205,8 @@ async fn attempt(
             Err((EndReason::Handshake(HandshakeFailure::Closed), "it closed at once".to_owned()))
         }
         Err(Unshaken::Refused(reason, detail) | Unshaken::Failed(reason, detail)) => {
-            if reason == EndReason::Rejected(RejectReason::UnknownIssuer) {
-                shared.live.suspect_stale_roots();
+            if let EndReason::Rejected(reason) = reason {
+                shared.live.rejected(reason);
             }
             Err((reason, format!("{detail}; expected {expected}")))
         }
