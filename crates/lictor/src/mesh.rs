@@ -4,14 +4,17 @@
 use std::{
     future::Future,
     net::SocketAddr,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use lictor_core::{
     CertSource, ServiceName, TlsBackend,
     consul::{
-        AgentClient, ConsulAuthorizer, ConsulCertSource, ConsulDiscovery, DefinitionSource, OwnDefinition,
+        AgentClient, ConsulAuthorizer, ConsulCertSource, ConsulDiscovery, DefinitionSource, Endpoint, OwnDefinition,
         ProxyDefinition, Readiness, Registration, RegistrationSettings, SidecarError, find_sidecar,
     },
     rotation::{OwnService, Rotation, system_clock},
@@ -130,6 +133,7 @@ impl Mesh {
             log_lines_dropped: process.log_lines_dropped.clone(),
             definition: id.map(|id| OwnDefinition::start(&client, id, source)),
             notes: Mutex::default(),
+            stopping: AtomicBool::new(false),
             running: OnceLock::new(),
         });
         let settings = Arc::new(settings);
@@ -220,6 +224,7 @@ impl Mesh {
     /// Deregisters, lets connections finish, and says how that went.
     pub(crate) async fn stop(mut self) -> Exit {
         let deadline = self.settings.drain;
+        self.status.stopping.store(true, Ordering::Relaxed);
         if let Some(registration) = self.registration.take() {
             registration.stop().await;
             // Who asked the agent a moment ago may still come.
@@ -381,7 +386,11 @@ async fn look_up(client: &AgentClient, service: &str, settings: &Settings) -> Re
                 format!("\n    Register {service} with connect.sidecar_service, or check the token.")
             }
             SidecarError::Several { .. } => String::new(),
-            _ => format!("\n    The agent is looked for at {address}; see -http-addr, CONSUL_HTTP_ADDR and the token."),
+            _ => {
+                let https = matches!(address.endpoint(), Endpoint::Https(_));
+                let certificates = if https { ", its CA (-ca-file) and whether it asks for -client-cert" } else { "" };
+                format!("\n    The agent is looked for at {address}; check -http-addr, the token{certificates}.")
+            }
         };
         Failure::new(Exit::Agent, format!("{error}{advice}"))
     })
@@ -432,8 +441,14 @@ async fn keep_looking(status: Arc<Status>, tell: watch::Sender<Ready>) {
             if *last == now {
                 return false;
             }
-            if now.ready {
+            // Problems that do not end service have been logged by those who have them.
+            let turned = last.ready != now.ready || last.pending != now.pending;
+            if !turned {
+                tracing::debug!(sidecar = status.name, problems = ?now.problems, "other problems than before");
+            } else if now.ready {
                 tracing::info!(sidecar = status.name, problems = ?now.problems, "ready");
+            } else if status.stopping.load(Ordering::Relaxed) {
+                tracing::info!(sidecar = status.name, "stopping");
             } else if !was_ready {
                 tracing::info!(sidecar = status.name, pending = ?now.pending, problems = ?now.problems, "not ready yet");
             } else {

@@ -1,7 +1,10 @@
 //! How one sidecar is: what the admin pages show.
 
 use std::{
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -30,6 +33,8 @@ pub(crate) struct Status {
     pub(crate) definition: Option<OwnDefinition>,
     /// What of the registration is not served.
     pub(crate) notes: Mutex<Vec<String>>,
+    /// Set when the end has begun.
+    pub(crate) stopping: AtomicBool,
     /// Set once the service is known.
     pub(crate) running: OnceLock<Running>,
 }
@@ -84,6 +89,9 @@ impl Status {
 
 impl admin::Status for Status {
     fn ready(&self) -> Ready {
+        if self.stopping.load(Ordering::Relaxed) {
+            return Ready { ready: false, pending: vec!["stopping".to_owned()], problems: Vec::new() };
+        }
         let (mut pending, mut problems) = (Vec::new(), Vec::new());
         let mut serves = true;
         if let Some(definition) = &self.definition {
@@ -113,10 +121,12 @@ impl admin::Status for Status {
                         serves = false;
                         problems.push(format!("{name} cannot listen on {bind}: {error}"));
                     }
-                    ListenerState::Closed => pending.push(format!("{name} on {bind} is closed: stopping")),
+                    ListenerState::Closed => pending.push(format!("{name} on {bind} is closed")),
                 }
             }
             problems.extend(running.sidecar.material_problem());
+        } else if pending.is_empty() {
+            pending.push("the start of the sidecar".to_owned());
         }
         if let Some(material) = self.material() {
             let now = now();

@@ -163,7 +163,7 @@ impl Collector for Page {
         out.counter(
             "log_lines_dropped",
             "Lines of the log that found its queue full",
-            [(Vec::new(), numbers.log_lines_dropped)],
+            [(vec![service], numbers.log_lines_dropped)],
         )
     }
 }
@@ -220,7 +220,7 @@ impl Out<'_, '_> {
         let mut family = self.0.encode_descriptor(name, help, None, MetricType::Histogram)?;
         for (labels, snapshot) in values {
             let buckets: Vec<(f64, u64)> =
-                bounds.into_iter().chain([f64::MAX]).zip(snapshot.buckets.iter().copied()).collect();
+                bounds.into_iter().chain([f64::INFINITY]).zip(snapshot.buckets.iter().copied()).collect();
             family.encode_family(labels)?.encode_histogram::<NoLabelSet>(
                 snapshot.sum.as_secs_f64(),
                 snapshot.count,
@@ -229,5 +229,66 @@ impl Out<'_, '_> {
             )?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path() -> PathSnapshot {
+        let histogram = HistogramSnapshot { count: 1, sum: std::time::Duration::from_millis(2), buckets: [0; 11] };
+        PathSnapshot {
+            accepted: 3,
+            open: 1,
+            established: 2,
+            tx_bytes: 300,
+            rx_bytes: 10,
+            accept_errors: 0,
+            bare_opens: 0,
+            handshake: HistogramSnapshot { buckets: [0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0], ..histogram.clone() },
+            authorize: histogram,
+            rejected: vec![("unknown_issuer", 4)],
+            refused: vec![("denied", 5)],
+            limited: Vec::new(),
+            handshake_failures: Vec::new(),
+            ended: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_scrape_holds_every_number_under_a_name_of_its_own() {
+        let text = page(Numbers {
+            service: "api".to_owned(),
+            backend: "rustls",
+            proxy: MetricsSnapshot {
+                inbound: path(),
+                upstreams: [("db".to_owned(), path())].into(),
+                held_bytes: 7,
+                connections_in_use: 8,
+                handshakes_in_flight: 9,
+                material_generation: Some(1),
+            },
+            agent: AgentHealth::default(),
+            ready: true,
+            material: None,
+            log_lines_dropped: 6,
+        });
+        for line in [
+            "lictor_ready{service=\"api\"} 1",
+            "lictor_tx_bytes_total{service=\"api\",direction=\"inbound\",upstream=\"\"} 300",
+            "lictor_connections_open{service=\"api\",direction=\"outbound\",upstream=\"db\"} 1",
+            "lictor_peers_rejected_total{service=\"api\",direction=\"inbound\",upstream=\"\",reason=\"unknown_issuer\"} 4",
+            "lictor_connections_refused_total{service=\"api\",direction=\"inbound\",upstream=\"\",kind=\"denied\"} 5",
+            "lictor_handshake_duration_seconds_bucket{le=\"0.0025\",service=\"api\",direction=\"inbound\",upstream=\"\"} 1",
+            "lictor_handshake_duration_seconds_bucket{le=\"+Inf\",service=\"api\",direction=\"inbound\",upstream=\"\"} 1",
+            "lictor_log_lines_dropped_total{service=\"api\"} 6",
+        ] {
+            assert!(text.lines().any(|each| each == line), "{line}\nis not in\n{text}");
+        }
+        assert!(text.ends_with("# EOF\n"));
+        let families: Vec<&str> = text.lines().filter(|line| line.starts_with("# TYPE ")).collect();
+        let distinct: std::collections::BTreeSet<_> = families.iter().collect();
+        assert_eq!(distinct.len(), families.len());
     }
 }
