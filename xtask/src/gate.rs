@@ -38,7 +38,7 @@ pub(crate) fn test() -> Result<()> {
     step("docs", docs.env("RUSTDOCFLAGS", "-D warnings"))?;
     step(
         "benches, one round each",
-        &mut cargo(&["test", "--locked", "-p", "lictor-benches", "--benches", "--release"]),
+        &mut cargo(&["test", "--locked", "-p", "lictor-benches", "--benches", "--profile", CHECKED]),
     )?;
     Ok(())
 }
