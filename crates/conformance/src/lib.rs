@@ -21,8 +21,6 @@
 //!   sends a signature that is none. All of them must be refused before it is looked at, and the rows ask for our
 //!   own reason, so a backend that looked first would be found out.
 //! * N95 and N96 are about sessions, and A72 needs a clock that stands still: the level of the paths lists them as gaps.
-//! * A renegotiation in TLS 1.2 may be answered by a warning (no_renegotiation) instead of an end of the connection:
-//!   nothing is judged a second time either way.
 //! * An end of N89 by our own bound, and an empty list from a server, need no alert: rustls sends none.
 //! * Vectors of other projects (x509-limbo, BetterTLS) are not imported.
 

@@ -215,6 +215,11 @@ impl<C: Connection> Records<C> {
                 if records.phase == Phase::First && cannot_be_tls(wire.data()) {
                     return Err(SessionError::NotTls);
                 }
+                if records.phase == Phase::First && asks_for_less_than_tls12(wire.data()) {
+                    // rustls would judge what such a hello lacks before it judges the version.
+                    out.append(&PROTOCOL_VERSION_ALERT);
+                    return Err(SessionError::NothingInCommon("the client speaks TLS 1.1 at most".to_owned()));
+                }
                 if is_bare_close(wire.data()) {
                     // rustls ignores it in TLS 1.2, and would wait for a peer that has gone.
                     return Err(SessionError::PeerAlert(0));
@@ -241,6 +246,9 @@ impl<C: Connection> Records<C> {
             loop {
                 if records.peer_closed {
                     return Ok(Progress::PeerClosed);
+                }
+                if records.renegotiates(wire.data()) {
+                    return Err(SessionError::Protocol("the peer wants to negotiate anew".to_owned()));
                 }
                 if !records.advance(wire, Some(plain), out)? && !records.peer_closed {
                     return Ok(Progress::NeedInput);
@@ -313,6 +321,14 @@ impl<C: Connection> Records<C> {
                 records.let_go(discard);
             }
         })
+    }
+
+    /// Whether the peer asks for another handshake on an established connection, which TLS 1.2 can and TLS 1.3
+    /// cannot: after the first one no handshake message is sent in TLS 1.2 for any other reason.
+    fn renegotiates(&self, bytes: &[u8]) -> bool {
+        const HANDSHAKE: u8 = 22;
+        bytes.first() == Some(&HANDSHAKE)
+            && self.connection.state().protocol_version() == Some(ProtocolVersion::TLSv1_2)
     }
 
     /// Ends the session with `error`.
@@ -504,6 +520,16 @@ fn cannot_be_tls(bytes: &[u8]) -> bool {
         [kind, major, ..] if bytes.len() < HEADER => !is_content_type(*kind) || *major != 3,
         _ => bytes.first_chunk().is_some_and(|header| !is_header(header)),
     }
+}
+
+/// A fatal protocol_version alert in a record of TLS 1.0 (RFC 8446, sections 5.1 and 6.2).
+const PROTOCOL_VERSION_ALERT: [u8; 7] = [21, 3, 1, 0, 2, 2, 70];
+
+/// Whether the first record holds a ClientHello of an older version. TLS 1.3 says 1.2 there, too (RFC 8446, 4.1.2).
+fn asks_for_less_than_tls12(bytes: &[u8]) -> bool {
+    const HANDSHAKE: u8 = 22;
+    const CLIENT_HELLO: u8 = 1;
+    matches!(bytes, [HANDSHAKE, 3, _, _, _, CLIENT_HELLO, _, _, _, 3, 0..=2, ..])
 }
 
 /// Whether a close_notify comes next in plain, which it can only in a handshake.

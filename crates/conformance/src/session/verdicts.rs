@@ -74,8 +74,8 @@ fn nothing_is_resumed(stage: &Stage, side: Side, version: Version) -> Scene {
     Ok("full handshakes, and a verdict each time".to_owned())
 }
 
-/// Renegotiation (TLS 1.2) and authentication after the handshake (TLS 1.3): the connection ends, or the peer is told
-/// no; either way no message of a handshake answers.
+/// Renegotiation (TLS 1.2) and authentication after the handshake (TLS 1.3): the connection ends, and no message of a
+/// handshake answers.
 fn no_second_handshake(stage: &Stage, side: Side, version: Version) -> Scene {
     let (mut ours, peer) = stage.joined(side, version)?;
     let mut sealer = Sealer::take_over(peer.connection, version);
@@ -109,12 +109,10 @@ fn no_second_handshake(stage: &Stage, side: Side, version: Version) -> Scene {
     if !alerts {
         return Err(format!("{} bytes that are no alert answer it", sent.len()));
     }
-    match (&ours.failed, version) {
-        (Some(SessionError::Internal(why)), _) => Err(format!("blamed on ourselves: {why}")),
-        (Some(error), _) => Ok(format!("ended: {error}")),
-        // A warning (RFC 5246, section 7.2.2, no_renegotiation) is an answer, too.
-        (None, Version::Tls12) if !sent.is_empty() => Ok("told no, nothing judged".to_owned()),
-        (None, _) => Err("nothing happened".to_owned()),
+    match &ours.failed {
+        Some(SessionError::Internal(why)) => Err(format!("blamed on ourselves: {why}")),
+        Some(error) => Ok(format!("ended: {error}")),
+        None => Err("the connection goes on".to_owned()),
     }
 }
 

@@ -470,7 +470,7 @@ fn a_chain_of_many_certificates_is_refused_as_too_large() {
 }
 
 #[test]
-fn a_second_client_hello_does_not_renegotiate() {
+fn a_second_client_hello_ends_the_session() {
     let ca = Ca::new();
     let (web, db) = (ca.leaf("web"), ca.leaf("db"));
     let (mut client, mut server) = (Plain::client(TLS12, Some(&db)), Ours::server(&web, &ca));
@@ -479,10 +479,9 @@ fn a_second_client_hello_does_not_renegotiate() {
     pump(&mut client, &mut server, WHOLE);
     let mut forger = Forger::from(client, TLS12);
     server.feed(&forger.seal(22, &hello[5..]));
-    assert_eq!(server.error, None);
-    assert_eq!(server.sent()[0], 21, "a warning that there is no renegotiation");
+    assert!(matches!(server.error, Some(SessionError::Protocol(_))), "{:?}", server.error);
     server.feed(&forger.seal(23, b"still here"));
-    assert_eq!(server.plain.data(), b"still here");
+    assert_eq!(server.plain.data(), b"");
 }
 
 #[test]
