@@ -8,7 +8,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use lictor_core::{Destination, DestinationKind, DiscoveryError, ExpectedPeer, Instance, SpiffeService};
+use lictor_core::{
+    Destination, DestinationKind, DiscoveryError, ExpectedPeer, Instance, MeshSession, PeerProof, SpiffeService,
+};
 use tokio::{
     net::TcpStream,
     time::{Instant, timeout_at},
@@ -21,7 +23,10 @@ use crate::{
     limits::Slot,
     live::Serving,
     metrics::PathMetrics,
-    record::{ByteCounts, ConnectionCount, Direction, EndReason, HandshakeFailure, LiveConnection, next_id},
+    record::{
+        ByteCounts, ConnectionCount, Direction, EndReason, HandshakeFailure, InFlightGuard, LiveConnection, LiveEntry,
+        next_id,
+    },
     relay::{Leave, Relay},
     shared::Shared,
     socket::Plain,
@@ -58,17 +63,45 @@ struct Proven {
 pub(crate) async fn serve(
     shared: Arc<Shared>,
     upstream: Arc<Upstream>,
-    mut application: Plain,
+    application: Plain,
     opener: Option<std::net::SocketAddr>,
     slot: Slot,
 ) {
-    let _in_flight = shared.outbound_in_flight.enter();
     application.arm();
+    // Boxed both, so that what comes before the bytes is gone when the long life of the connection begins.
+    if let Some(ready) = Box::pin(prepare(shared, upstream, application, opener, slot)).await {
+        Box::pin(ready.carry()).await;
+    }
+}
+
+/// A connection that may carry bytes.
+struct Ready {
+    shared: Arc<Shared>,
+    upstream: Arc<Upstream>,
+    stream: TcpStream,
+    application: Plain,
+    session: Option<Box<dyn MeshSession>>,
+    early: Vec<u8>,
+    server: Option<Box<PeerProof>>,
+    instance: Box<Instance>,
+    entry: LiveEntry,
+    _in_flight: InFlightGuard,
+    _slot: Slot,
+}
+
+/// Everything before the first byte; `None` when there will be none.
+async fn prepare(
+    shared: Arc<Shared>,
+    upstream: Arc<Upstream>,
+    application: Plain,
+    opener: Option<std::net::SocketAddr>,
+    slot: Slot,
+) -> Option<Ready> {
+    let in_flight = shared.outbound_in_flight.enter();
     let began = std::time::Instant::now();
     let metrics = &upstream.metrics;
-    // Boxed, so that what finding and dialling need is gone when the long life of the connection begins.
     let proven = tokio::select! {
-        proven = Box::pin(connect(&shared, &upstream)) => proven,
+        proven = connect(&shared, &upstream) => proven,
         () = shared.cut.cancelled() => Err((EndReason::Cut, String::new())),
     };
     let proven = match proven {
@@ -84,11 +117,10 @@ pub(crate) async fn serve(
                     "outbound connection failed"
                 );
             }
-            return;
+            return None;
         }
     };
-    let Proven { mut stream, shaken: Shaken { session, established, early }, instance, own_identity, handshake } =
-        proven;
+    let Proven { stream, shaken: Shaken { session, established, early }, instance, own_identity, handshake } = proven;
     let (peer_identity, peer_serial) = LiveConnection::identify(&established.peer.identity);
     let entry = shared.table.insert(LiveConnection {
         id: next_id(),
@@ -106,31 +138,52 @@ pub(crate) async fn serve(
         handshake,
         bytes: ByteCounts::default(),
     });
-    metrics.established.add(1);
-    metrics.open.up();
-    let open = upstream.balancer.open(&instance);
-    let idle = shared.limits.read().idle;
-    let count = ConnectionCount::new(entry.connection.clone(), metrics.clone());
-    let (reason, detail) = {
-        let leave = Leave::Outbound(Box::new(established.peer));
-        let relay = Relay::new(leave, &mut stream, session, &mut application, early, &shared.budget, count);
-        tokio::select! {
+    Some(Ready {
+        shared,
+        upstream,
+        stream,
+        application,
+        session: Some(session),
+        early,
+        server: Some(Box::new(established.peer)),
+        instance: Box::new(instance),
+        entry,
+        _in_flight: in_flight,
+        _slot: slot,
+    })
+}
+
+impl Ready {
+    /// Moves bytes to the end of the connection.
+    async fn carry(mut self) {
+        let (Some(session), Some(server)) = (self.session.take(), self.server.take()) else { return };
+        let metrics = self.upstream.metrics.clone();
+        metrics.established.add(1);
+        metrics.open.up();
+        let open = self.upstream.balancer.open(&self.instance);
+        let idle = self.shared.limits.read().idle;
+        let count = ConnectionCount::new(self.entry.connection.clone(), metrics.clone());
+        let (leave, early) = (Leave::Outbound(server), std::mem::take(&mut self.early));
+        let budget = &self.shared.budget;
+        let relay = Relay::new(leave, &mut self.stream, session, &mut self.application, early, budget, count);
+        let (reason, detail) = tokio::select! {
             end = relay.run(idle) => end,
-            () = shared.cut.cancelled() => (EndReason::Cut, String::new()),
+            () = self.shared.cut.cancelled() => (EndReason::Cut, String::new()),
+        };
+        drop(open);
+        let of_the_server =
+            [EndReason::Truncated, EndReason::PeerReset, EndReason::PeerAlert, EndReason::BadRecord].contains(&reason);
+        if reason == EndReason::Finished {
+            self.application.end_cleanly();
+        } else if of_the_server && self.entry.connection.nothing_came_from_the_server() {
+            // It accepted, proved itself and gave nothing: a server that refuses us after its handshake looks like
+            // this, and so does one that is about to fall over.
+            self.upstream.balancer.failed(&self.instance, std::time::Instant::now());
         }
-    };
-    drop(open);
-    if reason == EndReason::Finished {
-        application.end_cleanly();
-    } else if entry.connection.nothing_came_from_the_server() {
-        // It accepted, proved itself and gave nothing: a server that refuses us after its handshake looks like this,
-        // and so does one that is about to fall over.
-        upstream.balancer.failed(&instance, std::time::Instant::now());
+        metrics.open.down();
+        metrics.ended(reason);
+        self.entry.connection.write(reason, &detail);
     }
-    metrics.open.down();
-    metrics.ended(reason);
-    entry.connection.write(reason, &detail);
-    drop(slot);
 }
 
 async fn connect(shared: &Arc<Shared>, upstream: &Upstream) -> Result<Proven, (EndReason, String)> {
@@ -231,4 +284,24 @@ fn expect(
     SpiffeService::expect(roots.trust_domain().clone(), partition, namespace, datacenter, service, grammar)
         .map(Arc::new)
         .map_err(|error| wrong(format!("no certificate can name {service}: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The size of the future that a function makes, without making one.
+    fn size<A, F: Future>(_: impl Fn(A) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    fn size_of_five<A, B, C, D, E, F: Future>(_: impl Fn(A, B, C, D, E) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn an_idle_connection_costs_little_besides_its_session() {
+        let bytes = size_of_five(serve) + size(Ready::carry);
+        assert!(bytes <= 1600, "{bytes} bytes");
+    }
 }

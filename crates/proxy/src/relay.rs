@@ -247,7 +247,8 @@ where
     }
 
     async fn relay(&mut self, idle: Option<Duration>) -> End {
-        let mut timer = pin!(idle.map(tokio::time::sleep));
+        // Boxed, since most connections have no limit and all would carry its room.
+        let mut timer = idle.map(|limit| Box::pin(tokio::time::sleep(limit)));
         let mut winding_up = None;
         std::future::poll_fn(|cx| {
             let mut moved = false;
@@ -259,11 +260,11 @@ where
                 let deadline = winding_up.get_or_insert_with(|| Box::pin(tokio::time::sleep(WIND_UP)));
                 return if deadline.as_mut().poll(cx).is_ready() { Poll::Ready(broken.clone()) } else { Poll::Pending };
             }
-            if let (Some(limit), Some(mut sleep)) = (idle, timer.as_mut().as_pin_mut()) {
+            if let (Some(limit), Some(sleep)) = (idle, &mut timer) {
                 if moved {
                     sleep.as_mut().reset(tokio::time::Instant::now() + limit);
                 }
-                if sleep.poll(cx).is_ready() {
+                if sleep.as_mut().poll(cx).is_ready() {
                     return Poll::Ready((EndReason::Idle, String::new()));
                 }
             }
