@@ -45,11 +45,8 @@ impl Logging {
         };
         let targets = Targets::new()
             .with_default(tracing::Level::WARN.min(level))
-            .with_target("lictor", level)
-            .with_target("lictor_core", level)
-            .with_target("lictor_proxy", level)
-            .with_target("lictor_agent", level)
-            .with_target("lictor_rustls", level);
+            // All crates of the project: a target matches by its beginning.
+            .with_target("lictor", level);
         let layer = if log.json {
             fmt::layer().json().flatten_event(true).with_writer(writer).boxed()
         } else {

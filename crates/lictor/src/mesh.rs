@@ -42,7 +42,8 @@ const LOOK: Duration = Duration::from_millis(200);
 /// What all sidecars of the process share: runtimes, TLS library, log.
 pub(crate) struct Process {
     /// Agent client, admin and metrics. Data has threads of its own, so that neither starves the other.
-    control: tokio::runtime::Runtime,
+    /// There until the process ends.
+    control: Option<tokio::runtime::Runtime>,
     workers: Arc<Workers>,
     backend: Arc<dyn TlsBackend>,
     backend_name: &'static str,
@@ -79,7 +80,7 @@ impl Process {
             "lictor starts"
         );
         Ok(Self {
-            control,
+            control: Some(control),
             workers: Arc::new(workers),
             backend,
             backend_name: settings.backend.name,
@@ -90,7 +91,19 @@ impl Process {
 
     /// Runs `work` on the control threads.
     pub(crate) fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
-        self.control.block_on(work)
+        match &self.control {
+            Some(control) => control.block_on(work),
+            None => unreachable!("the runtime is taken away by drop alone"),
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // A file or a lookup that hangs must not hold up the end.
+        if let Some(control) = self.control.take() {
+            control.shutdown_timeout(Duration::from_secs(1));
+        }
     }
 }
 
