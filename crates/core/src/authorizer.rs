@@ -1,6 +1,9 @@
 //! Who may connect: the question, the permit and the refusal.
 
-use std::{fmt, time::SystemTime};
+use std::{
+    fmt,
+    time::{Duration, SystemTime},
+};
 
 use async_trait::async_trait;
 use tokio::sync::watch;
@@ -33,6 +36,9 @@ pub struct Inbound<'a> {
     pub target: &'a ServiceName,
     /// The identity that the handshake proved.
     pub peer: &'a PeerIdentity,
+    /// How long the peer can be kept waiting. An implementation that has no decision by then says so itself, under
+    /// the reason that kept it.
+    pub within: Duration,
 }
 
 /// Leave to dial the application for one connection: the rule that gave it and when.

@@ -49,7 +49,7 @@ fn peer(scene: &Scene, own: &Material, service: &str) -> PeerIdentity {
 
 async fn ask(authorizer: &ConsulAuthorizer, peer: &PeerIdentity) -> Result<Permit, Refusal> {
     let target = ServiceName::parse("web", Grammar::Spiffe).unwrap();
-    authorizer.authorize(&Inbound { target: &target, peer }).await
+    authorizer.authorize(&Inbound { target: &target, peer, within: Duration::from_secs(10) }).await
 }
 
 fn db() -> Destination {

@@ -56,7 +56,7 @@ impl Desk {
 
     async fn ask_about(&self, target: &str, peer: &PeerIdentity) -> Result<Permit, Refusal> {
         let target = ServiceName::parse(target, Grammar::Spiffe).unwrap();
-        self.authorizer.authorize(&Inbound { target: &target, peer }).await
+        self.authorizer.authorize(&Inbound { target: &target, peer, within: Duration::from_secs(10) }).await
     }
 }
 
@@ -134,6 +134,20 @@ async fn an_overrun_agent_is_asked_again_within_the_deadline() {
     let desk = Desk::new(agent.client());
     desk.ask(&desk.peer()).await.unwrap();
     assert_eq!(calls.load(Relaxed), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_cannot_wait_hears_the_agents_own_reason_in_its_time() {
+    let within = Duration::from_secs(1);
+    for kind in [RefusalKind::Timeout, RefusalKind::Overloaded] {
+        let reply = move |_| async move { if kind == RefusalKind::Timeout { Reply::Hang } else { Reply::status(429) } };
+        let desk = Desk::new(Scripted::new(reply).client());
+        let target = ServiceName::parse("web", Grammar::Spiffe).unwrap();
+        let (begun, peer) = (Instant::now(), desk.peer());
+        let refusal = desk.authorizer.authorize(&Inbound { target: &target, peer: &peer, within }).await.unwrap_err();
+        assert_eq!(refusal.kind, kind);
+        assert!(begun.elapsed() <= within, "{kind}: {:?}", begun.elapsed());
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -173,7 +173,7 @@ async fn a_real_agent_serves_all_that_the_client_asks_for() {
     let peer = identity(&certificates, &roots_pem, trust_domain, renewed.leaf.identity(), UnixTime::now());
     let authorizer = ConsulAuthorizer::new(client.clone(), source.watch());
     let target = ServiceName::parse("web", Grammar::Spiffe).unwrap();
-    let inbound = Inbound { target: &target, peer: &peer };
+    let inbound = Inbound { target: &target, peer: &peer, within: Duration::from_secs(10) };
     println!("default: {:?}", authorizer.authorize(&inbound).await);
     let intention = json!({"SourceName": "client", "DestinationName": "web", "SourceType": "consul", "Action": "deny"});
     let created = consul.http.post(format!("{}/v1/connect/intentions", consul.url)).body(intention.to_string());
@@ -285,7 +285,7 @@ async fn rights_that_are_lost_on_a_real_agent_are_noticed_and_cost_no_state() {
     let peer = identity(own.leaf.chain(), &roots, trust_domain, own.leaf.identity(), UnixTime::now());
     let authorizer = ConsulAuthorizer::new(client.clone(), source.watch());
     let target = ServiceName::parse("web", Grammar::Spiffe).unwrap();
-    let inbound = Inbound { target: &target, peer: &peer };
+    let inbound = Inbound { target: &target, peer: &peer, within: Duration::from_secs(10) };
     println!("with rights: {:?}", authorizer.authorize(&inbound).await);
     let discovery = ConsulDiscovery::new(client.clone());
     let deadline = Instant::now() + Duration::from_secs(10);

@@ -187,7 +187,7 @@ async fn admit(
     tokio::select! {
         biased;
         () = place.given_up() => Err(failed(EndReason::Handshake(HandshakeFailure::GivenUp), "")),
-        admitted = timeout_at(deadline, prove_and_permit(shared, &serving, stream, || place.greeted())) => {
+        admitted = timeout_at(deadline, prove_and_permit(shared, &serving, stream, deadline, || place.greeted())) => {
             admitted.map_err(timeout)?
         }
     }
@@ -197,6 +197,7 @@ async fn prove_and_permit(
     shared: &Arc<Shared>,
     serving: &Arc<Serving>,
     stream: &mut TcpStream,
+    deadline: Instant,
     greeted: impl Fn(),
 ) -> Result<Admitted, Unshaken> {
     let failed = |reason, detail: String| Unshaken::Failed(reason, detail);
@@ -215,7 +216,7 @@ async fn prove_and_permit(
     metrics.handshake.record(handshake);
     let peer = &shaken.established.peer;
     let asked = Instant::now();
-    let answer = ask(shared, peer.identity.clone()).await;
+    let answer = ask(shared, peer.identity.clone(), deadline.saturating_duration_since(asked)).await;
     metrics.authorize.record(asked.elapsed());
     let permit = answer.map_err(|refusal| failed(EndReason::Refused(refusal.kind), refusal.detail))?;
     judge_again(shared, serving, peer).map_err(|reason| failed(EndReason::Rejected(reason), "roots changed".into()))?;
@@ -223,10 +224,11 @@ async fn prove_and_permit(
 }
 
 /// Asks the authorizer on the control runtime, so that its connections do not live on a data thread.
-async fn ask(shared: &Arc<Shared>, peer: PeerIdentity) -> Result<Permit, Refusal> {
+async fn ask(shared: &Arc<Shared>, peer: PeerIdentity, left: Duration) -> Result<Permit, Refusal> {
     let asking = shared.clone();
     let answer = shared.control.spawn(async move {
-        let question = Inbound { target: &asking.service, peer: &peer };
+        // A little less than there is, so that the answer is the authorizer's own reason and not our deadline.
+        let question = Inbound { target: &asking.service, peer: &peer, within: left - left / 8 };
         asking.authorizer.authorize(&question).await
     });
     // A question that nobody waits for any more is not worth its answer.

@@ -29,7 +29,7 @@ use crate::{
 /// The most that an answer may hold, in bytes.
 const MAX_ANSWER: usize = 64 * 1024;
 
-/// How long a question may take in all, with its repetitions. The handshake's own deadline is 10 s.
+/// How long a question may take in all, with its repetitions, where the peer can wait so long.
 const DEADLINE: Duration = Duration::from_secs(8);
 
 /// How many different questions about one identity may be on their way at once, so that one peer with many
@@ -107,7 +107,7 @@ impl ConsulAuthorizer {
     }
 
     /// Joins the question that is not sent yet, or lines up a new one.
-    fn line_up(&self, identity: Identity, serial: String) -> watch::Receiver<Option<Outcome>> {
+    fn line_up(&self, identity: Identity, serial: String, within: Duration) -> watch::Receiver<Option<Outcome>> {
         let mut desk = lock(&self.desk);
         let queue = desk
             .entry(identity.clone())
@@ -122,8 +122,11 @@ impl ConsulAuthorizer {
         let (turn, slots) = (lines.turn.clone(), queue.slots.clone());
         let ticket = Ticket { desk: self.desk.clone(), identity, serial, waiting: true };
         let client = self.client.clone();
+        let deadline = Instant::now() + DEADLINE.min(within);
         drop(desk);
-        self.client.runtime().spawn(async move { tell.send_replace(Some(ask(client, ticket, turn, slots).await)) });
+        self.client
+            .runtime()
+            .spawn(async move { tell.send_replace(Some(ask(client, ticket, turn, slots, deadline).await)) });
         told
     }
 }
@@ -133,7 +136,7 @@ impl Authorizer for ConsulAuthorizer {
     async fn authorize(&self, inbound: &Inbound<'_>) -> Result<Permit, Refusal> {
         self.check_target(inbound)?;
         let identity = (inbound.target.as_str().to_owned(), inbound.peer.uri().to_owned());
-        let mut told = self.line_up(identity, inbound.peer.serial().as_str().to_owned());
+        let mut told = self.line_up(identity, inbound.peer.serial().as_str().to_owned(), inbound.within);
         let outcome = match told.wait_for(Option::is_some).await {
             Ok(outcome) => outcome.clone(),
             Err(_) => None,
@@ -192,8 +195,8 @@ async fn ask(
     mut ticket: Ticket,
     turn: Arc<tokio::sync::Mutex<()>>,
     slots: Arc<Semaphore>,
+    deadline: Instant,
 ) -> Outcome {
-    let deadline = Instant::now() + DEADLINE;
     let place = async {
         let turn = turn.lock_owned().await;
         // The semaphore is never closed.
