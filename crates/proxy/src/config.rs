@@ -1,7 +1,7 @@
 //! What a sidecar is told to do, as plain values.
 //!
 //! Nothing here knows where the values came from: flags, a file or the agent's registration. Since a registration is
-//! not the operator, every number is clamped on use ([`Clamp`]).
+//! not the operator, every number is clamped on use (`Clamp`).
 
 use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, time::Duration};
 

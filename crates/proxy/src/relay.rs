@@ -1,6 +1,6 @@
 //! Moves bytes between a TLS session and a plaintext socket, for every library and both directions alike.
 //!
-//! One poll takes a few turns; a turn reads and writes up to one large buffer each way ([`crate::buffers`]). A
+//! One poll takes a few turns; a turn reads and writes up to one large buffer each way (`buffers.rs`). A
 //! connection keeps only what the other side has not taken yet, in vectors of exactly that size, so an idle one costs
 //! its sockets and its session. While something is left over for one side, nothing is read from the other: that is the
 //! whole of back-pressure.

@@ -2,7 +2,7 @@
 //!
 //! The libraries disagree about certificates, so none of them decides: this function does, called inside the
 //! handshake, over signature verification that the library hands in. Core chooses the path itself and counts its
-//! steps ([`path`]), because the search of a library can be made to cost seconds with a few kilobytes; then webpki
+//! steps (`path.rs`), because the search of a library can be made to cost seconds with a few kilobytes; then webpki
 //! checks that one path, and the rules of this module check what webpki does not.
 
 mod identity;
