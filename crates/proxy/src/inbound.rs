@@ -9,10 +9,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use lictor_core::{
-    ExpectedPeer, Inbound, MeshSession, PeerIdentity, PeerProof, Permit, Refusal, RefusalKind, RejectReason,
-    verify_peer,
-};
+use lictor_core::{ExpectedPeer, Inbound, MeshSession, PeerIdentity, Permit, Refusal, RefusalKind};
 use tokio::{
     net::TcpStream,
     time::{Instant, timeout_at},
@@ -219,7 +216,8 @@ async fn prove_and_permit(
     let answer = ask(shared, peer.identity.clone(), deadline.saturating_duration_since(asked)).await;
     metrics.authorize.record(asked.elapsed());
     let permit = answer.map_err(|refusal| failed(EndReason::Refused(refusal.kind), refusal.detail))?;
-    judge_again(shared, serving, peer).map_err(|reason| failed(EndReason::Rejected(reason), "roots changed".into()))?;
+    (shared.live.judge_again(ExpectedPeer::ClientOf(own.clone()), serving, peer))
+        .map_err(|reason| failed(EndReason::Rejected(reason), "roots changed".into()))?;
     Ok(Admitted { shaken, permit, handshake })
 }
 
@@ -236,16 +234,6 @@ async fn ask(shared: &Arc<Shared>, peer: PeerIdentity, left: Duration) -> Result
     (&mut answer).await.unwrap_or_else(|error| {
         Err(Refusal { kind: RefusalKind::AgentError, detail: format!("the question was not answered: {error}") })
     })
-}
-
-/// Judges the peer once more when the roots have changed since it was judged.
-fn judge_again(shared: &Shared, serving: &Serving, peer: &PeerProof) -> Result<(), RejectReason> {
-    let judge = shared.live.judge(ExpectedPeer::ClientOf(serving.material.leaf.identity().clone()), serving);
-    if judge.roots.generation() == peer.roots_generation {
-        return Ok(());
-    }
-    let again = verify_peer(&judge, &peer.chain, shared.live.backend().signature_algorithms())?;
-    if again.identity == peer.identity { Ok(()) } else { Err(RejectReason::Unjudged) }
 }
 
 /// A line about a peer that proved nothing or may not: at a bounded rate, since anybody can cause them.

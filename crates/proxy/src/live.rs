@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwapOption;
 use lictor_core::{
-    CertSource, ExpectedPeer, Judge, Material, MeshContext, PeerPolicy, RejectReason, Roots, TlsBackend, TlsPolicy,
-    rotation::Clock,
+    CertSource, ExpectedPeer, Judge, Material, MeshContext, PeerPolicy, PeerProof, RejectReason, Roots, TlsBackend,
+    TlsPolicy, rotation::Clock, verify_peer,
 };
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -92,9 +92,20 @@ impl Live {
         self.source.watch().borrow().as_ref().map(|material| material.roots.clone())
     }
 
-    /// The library that verifies signatures.
-    pub(crate) fn backend(&self) -> &Arc<dyn TlsBackend> {
-        &self.backend
+    /// Judges a proven peer once more when the roots have changed since: whoever draws a handshake out must not be
+    /// let through by a root that was removed meanwhile.
+    pub(crate) fn judge_again(
+        &self,
+        expected: ExpectedPeer,
+        serving: &Serving,
+        peer: &PeerProof,
+    ) -> Result<(), RejectReason> {
+        let judge = self.judge(expected, serving);
+        if judge.roots.generation() == peer.roots_generation {
+            return Ok(());
+        }
+        let again = verify_peer(&judge, &peer.chain, self.backend.signature_algorithms())?;
+        if again.identity == peer.identity { Ok(()) } else { Err(RejectReason::Unjudged) }
     }
 
     /// Why the newest leaf is not in use, where that is so.

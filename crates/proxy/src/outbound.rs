@@ -251,6 +251,9 @@ async fn attempt(
     match shake(&mut stream, session, judge, || {}).await {
         Ok(shaken) => {
             let handshake = began.elapsed();
+            // The server may have drawn its handshake out behind its certificate.
+            (shared.live.judge_again(ExpectedPeer::Server(expected), serving, &shaken.established.peer))
+                .map_err(|reason| (EndReason::Rejected(reason), "roots changed".to_owned()))?;
             let own_identity = serving.material.leaf.identity().to_string();
             Ok(Proven { stream, shaken, instance: instance.clone(), own_identity, handshake })
         }
