@@ -170,6 +170,18 @@ mod tests {
         assert!(dialler.remembered("good").is_none());
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_resolver_that_hangs_is_asked_by_a_few_and_costs_the_others_their_deadline() {
+        let dialler = Dialler::new();
+        let hanging = dialler.questions.clone().acquire_many_owned(u32::try_from(QUESTIONS).unwrap()).await.unwrap();
+        let began = Instant::now();
+        let error = dialler.tcp("localhost", 1, soon()).await.unwrap_err();
+        assert_eq!((error.kind(), began.elapsed()), (io::ErrorKind::TimedOut, Duration::from_secs(10)));
+        assert!(dialler.known.lock().is_empty(), "nobody has asked");
+        drop(hanging);
+        dialler.resolve("localhost").await.unwrap();
+    }
+
     #[tokio::test]
     async fn the_next_address_is_tried_when_one_refuses() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

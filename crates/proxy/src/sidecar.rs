@@ -622,3 +622,18 @@ fn shares(limits: &Limits) -> (usize, usize) {
 fn handshakes(limits: &Limits, inbound: usize) -> usize {
     limits.handshakes.min((inbound / 4).max(1))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quarter_is_kept_for_outbound_and_handshakes_take_a_quarter_of_the_rest() {
+        let limits = |connections| Limits { connections: Some(connections), ..Limits::default() };
+        assert_eq!(shares(&limits(400)), (300, 100));
+        assert_eq!(handshakes(&limits(400), 300), 75);
+        assert_eq!((shares(&limits(4)), handshakes(&limits(4), 3)), ((3, 1), 1), "nobody is left without");
+        let of_the_process = shares(&Limits::default());
+        assert_eq!(of_the_process.0 + of_the_process.1, connections_for(descriptor_limit()));
+    }
+}

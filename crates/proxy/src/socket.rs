@@ -127,3 +127,41 @@ impl AsyncWrite for Plain {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::{io::AsyncReadExt, net::TcpListener};
+
+    use super::*;
+
+    async fn pair() -> (Plain, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let other = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (Plain::Tcp(listener.accept().await.unwrap().0), other)
+    }
+
+    #[tokio::test]
+    async fn an_armed_socket_ends_by_a_reset_until_it_may_end_cleanly() {
+        let (ours, mut other) = pair().await;
+        ours.arm();
+        // Dropping closes the descriptor and nothing else, as the system does for a process that is killed.
+        drop(ours);
+        let end = other.read(&mut [0]).await.unwrap_err();
+        assert_eq!(end.kind(), io::ErrorKind::ConnectionReset);
+
+        let (ours, mut other) = pair().await;
+        ours.arm();
+        ours.end_cleanly();
+        drop(ours);
+        assert_eq!(other.read(&mut [0]).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_peer_is_looked_after_by_keep_alive_and_never_killed_for_reading_slowly() {
+        let (_ours, other) = pair().await;
+        tune(&other);
+        let socket = SockRef::from(&other);
+        assert!(socket.keepalive().unwrap() && socket.tcp_nodelay().unwrap());
+        assert_eq!(socket.tcp_user_timeout().unwrap(), None);
+    }
+}
