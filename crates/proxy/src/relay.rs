@@ -92,14 +92,20 @@ impl Leftover {
         self.bytes.is_empty()
     }
 
-    /// Writes what is left; ready when nothing is.
-    fn poll_flush<W: AsyncWrite + Unpin>(&mut self, cx: &mut Context<'_>, to: &mut W) -> Poll<io::Result<()>> {
+    /// Writes what is left; ready when nothing is. `moved` is set when anything was taken.
+    fn poll_flush<W: AsyncWrite + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        to: &mut W,
+        moved: &mut bool,
+    ) -> Poll<io::Result<()>> {
         while self.written < self.bytes.len() {
             let n = ready!(Pin::new(&mut *to).poll_write(cx, &self.bytes[self.written..]))?;
             if n == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.written += n;
+            *moved = true;
         }
         self.clear();
         Poll::Ready(Ok(()))
@@ -296,8 +302,11 @@ where
         self.partial = Vec::new();
         let mut turned = true;
         for _ in 0..TURNS {
-            let inwards = self.move_inwards(cx, lent);
-            let outwards = self.move_outwards(cx, lent);
+            // What a slow reader takes of what is left moves too. It may also be what the other direction waits for,
+            // which then needs another turn, since nothing else would wake it.
+            let mut flushed = false;
+            let inwards = self.move_inwards(cx, lent, &mut flushed);
+            let outwards = self.move_outwards(cx, lent, &mut flushed);
             if let Some(broken) = &self.broken {
                 if self.is_wound_up() {
                     return Poll::Ready(broken.clone());
@@ -305,7 +314,7 @@ where
             } else if self.application_told && self.peer_told {
                 return Poll::Ready((EndReason::Finished, String::new()));
             }
-            if inwards || outwards {
+            if inwards || outwards || flushed {
                 *moved = true;
             } else {
                 turned = false;
@@ -322,8 +331,8 @@ where
     }
 
     /// Ciphertext of the peer to the application; true when anything moved.
-    fn move_inwards(&mut self, cx: &mut Context<'_>, lent: &mut Lent) -> bool {
-        match self.to_application.poll_flush(cx, self.application) {
+    fn move_inwards(&mut self, cx: &mut Context<'_>, lent: &mut Lent, flushed: &mut bool) -> bool {
+        match self.to_application.poll_flush(cx, self.application, flushed) {
             Poll::Ready(Ok(())) => {}
             Poll::Ready(Err(error)) => return self.application_deaf(&error),
             Poll::Pending => return false,
@@ -347,9 +356,11 @@ where
         lent.plain.clear();
         lent.out.clear();
         let opened = self.session.open(&mut lent.wire, &mut lent.plain, &mut lent.out);
-        // What was opened before an error is good, and so is the alert.
+        // What was opened before an error is good, and so is the alert. Behind our own close_notify nothing may be
+        // said any more, and our FIN may have gone: an answer then would break what the peer still sends.
         self.count.came_from_peer(lent.plain.len());
         if self.open.tls_write
+            && !self.application_closed
             && let Err(error) = self.to_peer.write(cx, self.tls, lent.out.data())
         {
             self.peer_deaf(&error);
@@ -393,8 +404,8 @@ where
     }
 
     /// Plaintext of the application to the peer; true when anything moved.
-    fn move_outwards(&mut self, cx: &mut Context<'_>, lent: &mut Lent) -> bool {
-        match self.to_peer.poll_flush(cx, self.tls) {
+    fn move_outwards(&mut self, cx: &mut Context<'_>, lent: &mut Lent, flushed: &mut bool) -> bool {
+        match self.to_peer.poll_flush(cx, self.tls, flushed) {
             Poll::Ready(Ok(())) => {}
             Poll::Ready(Err(error)) => return self.peer_deaf(&error),
             Poll::Pending => return false,

@@ -438,6 +438,67 @@ async fn a_connection_on_which_nothing_moves_ends_at_its_limit_and_not_before() 
     assert!(lived >= Duration::from_secs(110) && lived < Duration::from_secs(117), "{lived:?}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_slow_reader_that_goes_on_taking_what_is_left_is_not_idle() {
+    let (mut peer, mut tls) = tokio::io::duplex(1 << 20);
+    let (mut application, mut dialled) = tokio::io::duplex(64);
+    let relay = tokio::spawn(async move {
+        let (session, budget) = (Box::new(Framing::default()), Budget::new(usize::MAX));
+        let relay = Relay::new(permit(), &mut tls, session, &mut dialled, Vec::new(), &budget, Silent);
+        relay.run(Some(Duration::from_secs(60))).await
+    });
+    let sent = pattern(1000, 9);
+    peer.write_all(&frames(&sent)).await.unwrap();
+    let mut bytes = Vec::new();
+    while bytes.len() < sent.len() {
+        tokio::time::sleep(Duration::from_secs(50)).await;
+        let mut some = [0; 50];
+        application.read_exact(&mut some).await.unwrap();
+        bytes.extend(some);
+    }
+    assert!(bytes == sent);
+    assert_eq!(relay.await.unwrap().0, EndReason::Idle);
+}
+
+#[tokio::test]
+async fn a_peer_that_asks_for_answers_after_our_close_notify_still_delivers_all_it_has() {
+    let Rig { mut peer, mut application, relay, .. } = rig().await;
+    application.shutdown().await.unwrap();
+    assert!(hear(&read_all(&mut peer).await.0).closed);
+    let mut wire = frame(ASKS, &[]);
+    wire.extend(frames(b"an upload"));
+    wire.extend(frame(CLOSE, &[]));
+    peer.write_all(&wire).await.unwrap();
+    assert_eq!(read_all(&mut application).await, (b"an upload".to_vec(), None));
+    assert_eq!(reason(relay).await, EndReason::Finished);
+}
+
+#[tokio::test]
+async fn a_peer_that_closes_its_socket_behind_its_close_notify_has_finished() {
+    let Rig { mut peer, mut application, relay, .. } = rig().await;
+    peer.write_all(&frames(b"request")).await.unwrap();
+    application.write_all(b"answer").await.unwrap();
+    let mut answer = [0; 3 + 6];
+    timeout(PATIENCE, peer.read_exact(&mut answer)).await.unwrap().unwrap();
+    peer.write_all(&frame(CLOSE, &[])).await.unwrap();
+    // Nothing obliges it to wait for our close_notify (RFC 8446, section 6.1), which its kernel answers by a reset.
+    drop(peer);
+    assert_eq!(read_all(&mut application).await, (b"request".to_vec(), None));
+    drop(application);
+    assert_eq!(reason(relay).await, EndReason::Finished);
+}
+
+#[tokio::test]
+async fn an_answer_that_a_closed_peer_cannot_take_is_no_finish() {
+    let Rig { mut peer, mut application, relay, .. } = rig().await;
+    peer.write_all(&frame(CLOSE, &[])).await.unwrap();
+    drop(peer);
+    assert_eq!(read_all(&mut application).await, (Vec::new(), None));
+    application.write_all(b"an answer that nobody takes").await.unwrap();
+    application.shutdown().await.unwrap();
+    assert_eq!(reason(relay).await, EndReason::PeerReset);
+}
+
 #[test]
 fn over_budget_connections_read_in_small_steps_until_readers_catch_up() {
     let budget = Budget::new(100);
