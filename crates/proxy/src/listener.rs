@@ -8,7 +8,7 @@ use std::{
     net::{SocketAddr, TcpListener as StdTcpListener},
     os::unix::{
         fs::{FileTypeExt, MetadataExt, PermissionsExt},
-        net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream},
+        net::UnixListener as StdUnixListener,
     },
     path::{Path, PathBuf},
     sync::{
@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -26,6 +26,9 @@ use crate::{config::UpstreamBind, metrics::PathMetrics, workers::Workers};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 1024;
+
+/// How many the kernel lets wait for a backlog of that size.
+const MOST_WAITING: usize = BACKLOG as usize + 1;
 
 /// The first and the longest pause after an accept that failed for want of something.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
@@ -86,7 +89,10 @@ fn remove_dead_socket(path: &Path) -> io::Result<()> {
     if metadata.uid() != rustix::process::geteuid().as_raw() {
         return Err(in_the_way("is there and belongs to another user"));
     }
-    match StdUnixStream::connect(path) {
+    // Not waiting: a connect to a socket whose queue is full would, and a full queue is somebody's too.
+    let asking = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    asking.set_nonblocking(true)?;
+    match asking.connect(&SockAddr::unix(path)?) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
         _ => Err(in_the_way("is there and somebody listens on it")),
     }
@@ -304,8 +310,9 @@ async fn accept_loop<L: Accept>(
             }
         }
     }
-    // Closing the last clone resets who waits in the queue, so whoever is there already is still served.
-    for accepted in listener.waiting() {
+    // Closing the last clone resets who waits in the queue, so whoever is there already is still served. No more than
+    // a queue holds: a flood that keeps it full would otherwise keep this thread here.
+    for accepted in listener.waiting().take(MOST_WAITING) {
         metrics.accepted.add(1);
         serve(accepted);
     }
@@ -313,7 +320,7 @@ async fn accept_loop<L: Accept>(
 
 #[cfg(test)]
 mod tests {
-    use std::collections::VecDeque;
+    use std::{collections::VecDeque, os::unix::net::UnixStream as StdUnixStream};
 
     use parking_lot::Mutex;
     use tokio::time::Instant;
@@ -394,6 +401,12 @@ mod tests {
         assert_eq!(served, [1, 7, 8]);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_at_the_end_is_served_no_further_than_a_queue_goes() {
+        let (served, ..) = run(vec![Ok(1)], (2..100_000).collect(), 1).await;
+        assert_eq!(served.len(), 1 + MOST_WAITING);
+    }
+
     #[tokio::test]
     async fn the_clones_of_a_stopped_listener_serve_its_queue_and_free_its_port() {
         let workers = Workers::start(Some(2)).unwrap();
@@ -447,6 +460,20 @@ mod tests {
         assert!(path.exists());
         drop(alive);
         assert_eq!(kind(), Ok(()), "the socket of a process that died is replaced");
+    }
+
+    #[test]
+    fn a_socket_whose_owner_does_not_accept_is_left_alone_without_waiting_for_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("db.sock");
+        let stuck = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        stuck.bind(&SockAddr::unix(&path).unwrap()).unwrap();
+        stuck.listen(0).unwrap();
+        let _queued = StdUnixStream::connect(&path).unwrap();
+        let (tell, told) = std::sync::mpsc::channel();
+        let bind = UpstreamBind::Unix { path, mode: 0o600 };
+        std::thread::spawn(move || tell.send(Bound::upstream(&bind).map(drop).map_err(|error| error.kind())));
+        assert_eq!(told.recv_timeout(Duration::from_secs(10)), Ok(Err(io::ErrorKind::AddrInUse)));
     }
 
     #[test]
