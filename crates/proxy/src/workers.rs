@@ -97,12 +97,16 @@ fn start_thread(index: usize) -> io::Result<Thread> {
     let joined = std::thread::Builder::new().name(format!("lictor-data-{index}")).spawn(move || {
         // The sender is only ever dropped.
         let _ = runtime.block_on(stopped);
+        // A question to the resolver that hangs must not hold up the end.
+        runtime.shutdown_background();
     })?;
     Ok(Thread { handle, stop: Some(stop), joined: Some(joined) })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -125,6 +129,25 @@ mod tests {
         });
         drop(workers);
         assert!(released.recv().is_err(), "a task outlived its thread");
+    }
+
+    #[test]
+    fn a_resolver_that_hangs_does_not_hold_up_the_end() {
+        let workers = Workers::start(Some(1)).unwrap();
+        let (release, hanging) = std::sync::mpsc::channel::<()>();
+        let (began, begun) = std::sync::mpsc::channel();
+        workers.next().spawn_blocking(move || {
+            began.send(()).unwrap();
+            hanging.recv()
+        });
+        begun.recv().unwrap();
+        let (tell, told) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            drop(workers);
+            tell.send(())
+        });
+        told.recv_timeout(Duration::from_secs(10)).unwrap();
+        drop(release);
     }
 
     #[test]
