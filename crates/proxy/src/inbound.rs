@@ -38,16 +38,19 @@ struct Admitted {
     handshake: Duration,
 }
 
+/// What a connection holds from accept to end: its slot, and its count among those that a drain waits for.
+type Place = (Slot, InFlightGuard);
+
 /// Serves one accepted connection to its end.
 pub(crate) async fn serve(
     shared: Arc<Shared>,
     config: Arc<InboundConfig>,
     stream: TcpStream,
     peer: SocketAddr,
-    slot: Slot,
+    place: Place,
 ) {
     // Boxed both, so that what comes before the bytes is gone when the long life of the connection begins.
-    if let Some(ready) = Box::pin(prepare(shared, config, stream, peer, slot)).await {
+    if let Some(ready) = Box::pin(prepare(shared, config, stream, peer, place)).await {
         Box::pin(ready.carry()).await;
     }
 }
@@ -61,8 +64,7 @@ struct Ready {
     early: Vec<u8>,
     permit: Option<Permit>,
     entry: LiveEntry,
-    _in_flight: InFlightGuard,
-    _slot: Slot,
+    _place: Place,
 }
 
 /// Everything before the first byte; `None` when there will be none.
@@ -71,9 +73,8 @@ async fn prepare(
     config: Arc<InboundConfig>,
     mut stream: TcpStream,
     peer: SocketAddr,
-    slot: Slot,
+    place: Place,
 ) -> Option<Ready> {
-    let in_flight = shared.inbound_in_flight.enter();
     let metrics = shared.metrics.inbound.clone();
     let began = std::time::Instant::now();
     tune(&stream);
@@ -100,9 +101,19 @@ async fn prepare(
         }
     };
     let deadline = Instant::now() + config.connect_timeout;
-    let application = match shared.dialler.application(&config.application, deadline).await {
-        Ok(application) => application,
-        Err(error) => {
+    let application = tokio::select! {
+        biased;
+        () = shared.cut.cancelled() => None,
+        dialled = shared.dialler.application(&config.application, deadline) => Some(dialled),
+    };
+    let application = match application {
+        Some(Ok(application)) => application,
+        None => {
+            metrics.ended(EndReason::Cut);
+            reset(stream);
+            return None;
+        }
+        Some(Err(error)) => {
             metrics.ended(EndReason::ApplicationUnreachable);
             if let Some(held) = shared.lines.admit(std::time::Instant::now()) {
                 let application = &config.application;
@@ -139,8 +150,7 @@ async fn prepare(
         early,
         permit: Some(permit),
         entry,
-        _in_flight: in_flight,
-        _slot: slot,
+        _place: place,
     })
 }
 

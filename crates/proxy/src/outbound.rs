@@ -15,6 +15,7 @@ use tokio::{
     net::TcpStream,
     time::{Instant, timeout_at},
 };
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     balancer::Balancer,
@@ -59,17 +60,20 @@ struct Proven {
     handshake: Duration,
 }
 
+/// What a connection holds from accept to end: its slot, and its count among those that a drain waits for.
+type Place = (Slot, InFlightGuard);
+
 /// Serves one connection of the application to its end.
 pub(crate) async fn serve(
     shared: Arc<Shared>,
     upstream: Arc<Upstream>,
     application: Plain,
     opener: Option<std::net::SocketAddr>,
-    slot: Slot,
+    place: Place,
 ) {
     application.arm();
     // Boxed both, so that what comes before the bytes is gone when the long life of the connection begins.
-    if let Some(ready) = Box::pin(prepare(shared, upstream, application, opener, slot)).await {
+    if let Some(ready) = Box::pin(prepare(shared, upstream, application, opener, place)).await {
         Box::pin(ready.carry()).await;
     }
 }
@@ -85,8 +89,7 @@ struct Ready {
     server: Option<Box<PeerProof>>,
     instance: Box<Instance>,
     entry: LiveEntry,
-    _in_flight: InFlightGuard,
-    _slot: Slot,
+    _place: Place,
 }
 
 /// Everything before the first byte; `None` when there will be none.
@@ -95,9 +98,8 @@ async fn prepare(
     upstream: Arc<Upstream>,
     application: Plain,
     opener: Option<std::net::SocketAddr>,
-    slot: Slot,
+    place: Place,
 ) -> Option<Ready> {
-    let in_flight = shared.outbound_in_flight.enter();
     let began = std::time::Instant::now();
     let metrics = &upstream.metrics;
     let proven = tokio::select! {
@@ -148,8 +150,7 @@ async fn prepare(
         server: Some(Box::new(established.peer)),
         instance: Box::new(instance),
         entry,
-        _in_flight: in_flight,
-        _slot: slot,
+        _place: place,
     })
 }
 
@@ -193,7 +194,8 @@ async fn connect(shared: &Arc<Shared>, upstream: &Upstream) -> Result<Proven, (E
         shared.live.wait(wait).await.ok_or_else(|| (EndReason::NoMaterial, "no certificate yet".to_owned()))?;
     let destination = &upstream.config.destination;
     let (asking, wanted) = (shared.clone(), destination.clone());
-    let asked = shared.control.spawn(async move { asking.discovery.instances(&wanted).await });
+    // A question that nobody waits for any more is not worth its answer.
+    let asked = AbortOnDropHandle::new(shared.control.spawn(async move { asking.discovery.instances(&wanted).await }));
     let lost = |error: tokio::task::JoinError| Err(DiscoveryError::Unavailable(error.to_string()));
     let asked = async { asked.await.unwrap_or_else(lost) };
     let instances = match timeout_at(deadline, asked).await {

@@ -18,7 +18,7 @@ use tokio::{
     runtime::Handle,
     time::{Instant, timeout_at},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
     balancer::Balancer,
@@ -100,13 +100,14 @@ struct UpstreamListener {
 /// A listener that is open, or on its way to be.
 struct Opening {
     loops: Arc<Mutex<Option<Loops>>>,
-    given_up: CancellationToken,
+    /// Ends the task that tries to bind, on whatever way the opening goes.
+    given_up: DropGuard,
 }
 
 impl Opening {
     /// Closes it; who waits in its queue is still served.
     async fn close(self) {
-        self.given_up.cancel();
+        drop(self.given_up);
         let loops = self.loops.lock().take();
         if let Some(loops) = loops {
             loops.stop().await;
@@ -434,7 +435,6 @@ impl Sidecar {
         for opening in (state.inbound.take().into_iter().map(|inbound| inbound.opening))
             .chain(std::mem::take(&mut state.upstreams).into_values().map(|upstream| upstream.opening))
         {
-            opening.given_up.cancel();
             drop(opening.loops.lock().take());
         }
         self.board.0.lock().values_mut().for_each(|listener| listener.state = ListenerState::Closed);
@@ -476,8 +476,10 @@ impl Sidecar {
                 return reset(stream);
             };
             let (shared, config) = (shared.clone(), current.load_full());
+            // Counted here and not by the task, which a drain that has just closed the listener would not wait for.
+            let in_flight = shared.inbound_in_flight.enter();
             tokio::spawn(async move {
-                inbound::serve(shared, config, stream, peer, slot).await;
+                inbound::serve(shared, config, stream, peer, (slot, in_flight)).await;
                 drop(own_slot);
             });
         };
@@ -505,7 +507,8 @@ impl Sidecar {
                 upstream.metrics.ended(EndReason::Limit(LimitName::Connections));
                 return plain.arm();
             };
-            tokio::spawn(outbound::serve(shared.clone(), upstream, plain, opener, slot));
+            let in_flight = shared.outbound_in_flight.enter();
+            tokio::spawn(outbound::serve(shared.clone(), upstream, plain, opener, (slot, in_flight)));
         };
         let bind = wanted.bind.clone();
         let metrics = upstream.load().metrics.clone();
@@ -528,7 +531,8 @@ impl Sidecar {
             let local = listening.local_address();
             Ok((Loops::start(listening, workers, &metrics, serve.clone())?, local))
         };
-        let opening = Opening { loops: Arc::default(), given_up: CancellationToken::new() };
+        let given_up = CancellationToken::new();
+        let opening = Opening { loops: Arc::default(), given_up: given_up.clone().drop_guard() };
         let tried = bind().and_then(|reserved| {
             if waits {
                 bound = Some(reserved);
@@ -553,7 +557,7 @@ impl Sidecar {
                 self.board.tell(upstream.as_deref(), &address, state);
             }
         }
-        let (loops, given_up) = (opening.loops.clone(), opening.given_up.clone());
+        let loops = opening.loops.clone();
         let (live, workers, board) = (self.shared.live.clone(), self.workers.clone(), self.board.clone());
         self.shared.control.spawn(async move {
             let start = |bound: Bound| -> io::Result<(Loops, Option<SocketAddr>)> {

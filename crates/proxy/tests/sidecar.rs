@@ -14,7 +14,9 @@ use lictor_conformance::{
     certs::Mesh,
     sidecars::{ANY, Chain, Doorman, List, PATIENCE, Scene, address_of, inbound, instance, outbound, roots, until},
 };
-use lictor_core::{Authorizer, Inbound, Permit, Refusal, rotation::Rotation};
+use lictor_core::{
+    Authorizer, Destination, Discovery, DiscoveryError, Inbound, Instance, Permit, Refusal, rotation::Rotation,
+};
 use lictor_proxy::{BindPolicy, ListenerState, PathSnapshot, Sidecar, SidecarConfig, UpstreamBind, UpstreamConfig};
 use lictor_rustls::RustlsBackend;
 use tokio::{
@@ -438,4 +440,81 @@ async fn an_abort_ends_a_drain_and_closes_everything() {
     let drained = timeout(PATIENCE, draining).await.unwrap().unwrap();
     assert_eq!(drained.forced, 1);
     assert_eq!(end_of(&mut client).await, Some(ErrorKind::ConnectionReset));
+}
+
+#[tokio::test]
+async fn a_drain_that_is_aborted_leaves_nothing_behind_that_still_tries_to_bind() {
+    let chain = chain(echo().await).await;
+    let taken = std::net::TcpListener::bind(ANY).unwrap();
+    let mut config = inbound("db", ANY, echo().await);
+    config.upstreams = outbound("db", "cache", taken.local_addr().unwrap()).upstreams;
+    config.upstreams.get_mut("cache").unwrap().bind_policy = BindPolicy::Retry;
+    let (doorman, list) = (Arc::<Doorman>::default(), Arc::<List>::default());
+    let deps = chain.scene.deps(chain.scene.source("db"), &doorman, &list);
+    let before = Arc::strong_count(&deps.workers);
+    let workers = deps.workers.clone();
+    let db = Arc::new(Sidecar::start(deps, config).unwrap());
+    let mut silent = TcpStream::connect(address_of(&db).await).await.unwrap();
+    until(|| db.metrics().connections_in_use == 1).await;
+    let draining = tokio::spawn({
+        let db = db.clone();
+        async move { db.drain(Duration::from_secs(3600)).await }
+    });
+    until(|| db.listeners()[0].state == ListenerState::Closed).await;
+    db.abort();
+    assert_eq!(timeout(PATIENCE, draining).await.unwrap().unwrap().forced, 1);
+    assert_eq!(end_of(&mut silent).await, Some(ErrorKind::ConnectionReset));
+    drop(db);
+    // The task that tries to bind holds the data threads.
+    until(|| Arc::strong_count(&workers) == before).await;
+}
+
+#[tokio::test]
+async fn an_abort_does_not_wait_for_an_application_that_does_not_accept() {
+    // Its queue is full, so that the kernel answers nothing.
+    let full = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    full.bind(&ANY.into()).unwrap();
+    full.listen(0).unwrap();
+    let address = full.local_addr().unwrap().as_socket().unwrap();
+    let _queued = std::net::TcpStream::connect(address).unwrap();
+    let application = echo().await;
+    let chain = chain(application).await;
+    let mut config = inbound("db", ANY, address);
+    config.inbound.as_mut().unwrap().connect_timeout = Duration::from_secs(300);
+    chain.db.apply(config);
+    let mut client = TcpStream::connect(chain.upstream).await.unwrap();
+    until(|| chain.doorman.asked.load(Ordering::SeqCst) == 1).await;
+    let began = Instant::now();
+    assert_eq!(timeout(PATIENCE, chain.db.drain(Duration::ZERO)).await.unwrap().forced, 1);
+    assert_eq!(end_of(&mut client).await, Some(ErrorKind::ConnectionReset));
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    assert_eq!(count(&inbound_of(&chain.db).ended, "cut"), 1);
+}
+
+/// Never says where anything is, and counts who still waits for it.
+#[derive(Default)]
+struct Mute(Arc<()>);
+
+#[async_trait]
+impl Discovery for Mute {
+    async fn instances(&self, _: &Destination) -> Result<Arc<[Instance]>, DiscoveryError> {
+        let _waiting = self.0.clone();
+        std::future::pending().await
+    }
+
+    fn forget(&self, _: &Destination) {}
+}
+
+#[tokio::test]
+async fn a_question_about_instances_goes_with_whoever_asked_it() {
+    let (scene, doorman, list) = (scene(), Arc::<Doorman>::default(), Arc::<List>::default());
+    let mut deps = scene.deps(scene.source("web"), &doorman, &list);
+    let mute = Arc::new(Mute::default());
+    deps.discovery = mute.clone();
+    let mut config = outbound("web", "db", ANY);
+    config.upstreams.get_mut("db").unwrap().connect_timeout = Duration::from_millis(100);
+    let web = Sidecar::start(deps, config).unwrap();
+    assert_eq!(end_at(address_of(&web).await, b"").await, Some(ErrorKind::ConnectionReset));
+    until(|| count(&web.metrics().upstreams["db"].ended, "no_discovery") == 1).await;
+    until(|| Arc::strong_count(&mute.0) == 1).await;
 }
