@@ -27,7 +27,7 @@ const MAX_PROBLEMS: usize = 8;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct InstanceList {
     pub(super) instances: Vec<Instance>,
-    /// How many entries are healthy or not, the unusable ones included.
+    /// How many entries are healthy or not, the unusable ones included, holes not.
     pub(super) entries: usize,
     /// Why entries were left out, apart from their health.
     pub(super) problems: Vec<String>,
@@ -43,9 +43,11 @@ pub(super) fn parse(body: &[u8], destination: &Destination) -> Result<InstanceLi
         DestinationKind::PreparedQuery => serde_json::from_slice::<Executed>(body).map(|answer| answer.nodes.0),
     }
     .map_err(|error| words(&error.to_string()))?;
-    let mut list = InstanceList { entries: read.len(), ..InstanceList::default() };
+    let mut list = InstanceList::default();
     for (index, entry) in read.into_iter().enumerate() {
+        list.entries += usize::from(!matches!(entry, Entry::Hole));
         match entry {
+            Entry::Hole => {}
             Entry::Usable { instance, worst } => {
                 if let Some(why) = foreign(&instance, destination) {
                     list.problem(index, why);
@@ -93,8 +95,14 @@ enum Health {
 }
 
 enum Entry {
-    Usable { instance: Instance, worst: Health },
+    Usable {
+        instance: Instance,
+        worst: Health,
+    },
     Unusable(String),
+    /// Neither node nor service: Consul 1.3 filters the list that it keeps in memory in place, and leaves these where
+    /// an instance was that does not pass. There is nothing behind them to tell anybody about.
+    Hole,
 }
 
 /// The answer of a query's execution.
@@ -138,6 +146,10 @@ impl<'de> Visitor<'de> for EntriesVisitor {
 }
 
 fn entry(value: &Value) -> Entry {
+    let is_null = |key| value.get(key).is_some_and(Value::is_null);
+    if is_null("Node") && is_null("Service") {
+        return Entry::Hole;
+    }
     let mut problems = Problems::new();
     match read(value, &mut problems) {
         Ok((instance, worst)) if problems.is_empty() => Entry::Usable { instance, worst },
@@ -177,10 +189,15 @@ fn read(value: &Value, problems: &mut Problems) -> Result<(Instance, Health), &'
     let host = host.filter(|host| host.len() <= 255 && host.bytes().all(|byte| byte.is_ascii_graphic()));
     let namespace = service.text("Namespace", problems);
     let partition = service.text("Partition", problems).or_else(|| node.text("Partition", problems));
+    let host = host.ok_or("it has no address")?;
+    let port = service.port("Port", problems).ok_or("it has no port")?;
+    // The ID only tells instances apart, which name and address do as well.
+    let id =
+        service.text("ID", problems).or_else(|| Some(format!("{} {host}:{port}", service.text("Service", problems)?)));
     let instance = Instance {
-        id: service.text("ID", problems).ok_or("it has no ID")?,
-        host: host.ok_or("it has no address")?,
-        port: service.port("Port", problems).ok_or("it has no port")?,
+        id: id.ok_or("it has neither ID nor name")?,
+        host,
+        port,
         service: name.ok_or("it does not say which service it stands for")?,
         namespace: namespace.unwrap_or_else(|| DEFAULT.to_owned()),
         partition: partition.map_or_else(|| DEFAULT.to_owned(), |partition| partition.to_ascii_lowercase()),
@@ -252,7 +269,7 @@ mod tests {
 
     #[test]
     fn an_entry_that_cannot_be_used_is_left_out_and_the_others_stay() {
-        let faults: [fn(&mut Value); 14] = [
+        let faults: [fn(&mut Value); 15] = [
             |e| *e = json!(7),
             |e| *e = json!(null),
             |e| e["Node"] = json!([]),
@@ -262,6 +279,7 @@ mod tests {
             |e| e["Service"]["Address"] = json!(7),
             |e| e["Service"]["Address"] = json!("a b"),
             |e| e["Service"]["ID"] = json!(""),
+            |e| e["Service"] = json!(null),
             |e| e["Service"]["Proxy"] = json!(null),
             |e| e["Service"]["Proxy"]["DestinationServiceName"] = json!(7),
             |e| e["Service"]["Proxy"]["DestinationServiceName"] = json!("other"),
@@ -273,6 +291,27 @@ mod tests {
             let list = service(body.as_bytes());
             assert_eq!((list.instances.len(), list.entries, list.problems.len()), (1, 2, 1), "{body}");
         }
+    }
+
+    #[test]
+    fn what_an_agent_filtered_in_its_memory_is_no_entry_and_no_problem() {
+        // Recorded from 1.3.1, asked with passing=1&cached while instances come and go.
+        let hole = json!({"Node": null, "Service": null, "Checks": []});
+        let list = service(json!([entry(|_| {}), hole]).to_string().as_bytes());
+        assert_eq!((list.instances.len(), list.entries, list.problems), (1, 1, Vec::new()));
+        // A list of nothing else counts as empty, so that the agent is asked without its memory.
+        assert_eq!(service(json!([hole]).to_string().as_bytes()), InstanceList::default());
+    }
+
+    #[test]
+    fn an_instance_without_an_id_is_told_apart_by_name_and_address() {
+        let one = entry(|e| {
+            e["Service"]["ID"] = json!("");
+            e["Service"]["Service"] = json!("db-proxy");
+        });
+        let list = service(json!([one]).to_string().as_bytes());
+        assert_eq!(list.instances[0].id, "db-proxy 10.0.0.2:21000");
+        assert_eq!(list.problems, Vec::<String>::new());
     }
 
     #[test]
