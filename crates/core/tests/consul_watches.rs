@@ -211,6 +211,38 @@ async fn a_blocked_call_that_never_returns_is_given_up_and_followed_by_a_plain_o
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_agent_that_holds_calls_longer_than_asked_is_no_problem_and_one_that_then_stays_silent_is() {
+    let world = World::new();
+    let (leaf, roots) = (world.leaf(&world.mesh.leaf()), world.roots(&[&world.mesh.root]));
+    let silent = Arc::new(AtomicBool::new(false));
+    let is_silent = silent.clone();
+    let agent = Scripted::new(move |asked| {
+        let (leaf, roots, silent) = (leaf.clone(), roots.clone(), silent.clone());
+        async move {
+            match (asked.blocks() || silent.load(Relaxed), is_leaf(&asked)) {
+                (true, _) => Reply::Hang,
+                (false, true) => Reply::ok(15, leaf),
+                (false, false) => Reply::ok(9, roots),
+            }
+        }
+    });
+    let source = start(&world, &agent);
+    next_serial(&source, None).await;
+    for _ in 0..600 {
+        sleep(SECOND).await;
+        assert_eq!(source.state().problems, Vec::<String>::new());
+    }
+    let asked = agent.asked_for("/leaf/");
+    let plain = asked.iter().filter(|asked| !asked.blocks()).count();
+    assert!((8..=12).contains(&plain), "{plain} plain calls of {}", asked.len());
+
+    is_silent.store(true, Relaxed);
+    sleep(150 * SECOND).await;
+    let problems = source.state().problems;
+    assert!(problems.iter().any(|problem| problem.starts_with("leaf: ")), "{problems:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn half_of_the_remaining_life_brings_a_plain_call_again_and_again() {
     let world = World::new();
     let now = world.mesh.now;

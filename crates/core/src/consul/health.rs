@@ -122,7 +122,7 @@ impl Recorder {
             _ => Some(true),
         };
         let mut reach = self.reach.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(error) = error {
+        if let Some(error) = error.filter(|_| reached.is_some()) {
             reach.last_error = Some((SystemTime::now(), error.to_string()));
         }
         if reached == Some(true) {

@@ -6,6 +6,8 @@
 //!   goes without one, so an agent that was rebuilt does not leave us waiting on its predecessor's index.
 //! * The first error of a blocked call is followed at once by one plain call, because agents from 1.16 on fail all
 //!   blocked callers for the fault of one. After that errors back off.
+//! * A blocked call that is held for longer than asked is no error while a plain call right after it is answered:
+//!   agents before 1.4.1 ignore the wait on the leaf.
 //! * While the agent is not heard at all it is asked every second, and its return wakes the loop.
 //! * Under churn the loop slows down and then takes the newest state ([`Pace`]).
 
@@ -167,7 +169,15 @@ pub(super) async fn watch(client: AgentClient, mut watched: impl Watched, nudge:
             answer = client.call(&call) => answer,
             () = nudge.nudged(), if sent.is_some() => continue,
         };
-        timed_out = matches!(answer, Err(CallError::Timeout(_)));
+        let after_timeout = std::mem::replace(&mut timed_out, matches!(answer, Err(CallError::Timeout(_))));
+        if timed_out && sent.is_some() {
+            tracing::debug!(
+                watch = watched.name(),
+                ?wait,
+                "the agent holds a call for longer than asked; asking plainly"
+            );
+            continue;
+        }
         let failure = match &answer {
             Ok(answer) => watched.take(answer, sent.is_none()).err().map(|why| (why, backoff::LONGEST, false)),
             Err(error) => {
@@ -186,7 +196,7 @@ pub(super) async fn watch(client: AgentClient, mut watched: impl Watched, nudge:
                 tracing::info!(watch = watched.name(), "the agent's index fell; asking without one");
                 cursor = None;
                 failures = 0;
-            } else if sent.is_some() {
+            } else if sent.is_some() || after_timeout {
                 failures = 0;
                 longest_wait = (longest_wait * 2).min(LONGEST_WAIT);
             } else if failures > 0 {
