@@ -27,6 +27,21 @@ const SECOND: Duration = Duration::from_secs(1);
 const YES: &str = r#"{"Authorized":true,"Reason":"Matched intention"}"#;
 const NO: &str = r#"{"Authorized":false,"Reason":"Denied by intention"}"#;
 
+/// What is logged.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 /// An authorizer for the service `web` with its certificate, and the world around it.
 struct Desk {
     world: World,
@@ -113,6 +128,32 @@ async fn each_failure_refuses_under_its_own_kind() {
         let refusal = desk.ask(&desk.peer()).await.unwrap_err();
         assert_eq!(refusal.kind, kind, "{refusal}");
         assert!(began.elapsed() <= 9 * SECOND, "{kind} took {:?}", began.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_managed_proxy_whose_token_the_agent_does_not_know_here_is_told_once_what_to_do() {
+    let log = Log::default();
+    let writer = log.clone();
+    let _log = tracing::subscriber::set_default(
+        tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish(),
+    );
+    let refused =
+        |words: &'static str| Scripted::new(move |_| async move { Reply::Answer(403, Vec::new(), words.into()) });
+    for (managed, words, expected) in
+        [(false, "ACL not found", 0), (true, "Permission denied", 0), (true, "ACL not found", 1)]
+    {
+        log.0.lock().unwrap().clear();
+        let mut desk = Desk::new(refused(words).client());
+        if managed {
+            desk.authorizer = desk.authorizer.of_managed_proxy();
+        }
+        for _ in 0..3 {
+            assert_eq!(desk.ask(&desk.peer()).await.unwrap_err().kind, RefusalKind::Forbidden);
+        }
+        let said = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(said.matches("Consul 1.2.0 and 1.2.1").count(), expected, "{words}: {said}");
+        assert_eq!(said.matches("-token-file").count(), expected, "{words}: {said}");
     }
 }
 

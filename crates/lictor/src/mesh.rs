@@ -291,9 +291,13 @@ impl Starter {
         if let Some(datacenter) = datacenter {
             source.expect_datacenter(datacenter);
         }
+        let mut authorizer = ConsulAuthorizer::new(client.clone(), source.watch());
+        if matches!(settings.mode, Mode::Proxy { managed: true, .. }) {
+            authorizer = authorizer.of_managed_proxy();
+        }
         let deps = Deps {
             certs: Arc::clone(&source) as Arc<dyn CertSource>,
-            authorizer: Arc::new(ConsulAuthorizer::new(client.clone(), source.watch())),
+            authorizer: Arc::new(authorizer),
             discovery: Arc::new(ConsulDiscovery::new(client)),
             backend,
             tls_policy: settings.tls.clone(),

@@ -3,7 +3,10 @@
 use std::{
     collections::HashMap,
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -22,7 +25,7 @@ use tokio::{
 use super::client::{AgentClient, Call, CallClass, CallError, words};
 use crate::{
     authorizer::{Authorizer, Inbound, Permit, Refusal, RefusalKind},
-    identity::DEFAULT,
+    identity::{DEFAULT, ServiceName},
     material::Material,
 };
 
@@ -50,6 +53,8 @@ pub struct ConsulAuthorizer {
     client: AgentClient,
     own: watch::Receiver<Option<Arc<Material>>>,
     desk: Desk,
+    /// For a managed proxy: whether the log knows already that the agent does not take its token here.
+    managed: Option<Arc<AtomicBool>>,
 }
 
 /// The questions that are on their way or wait for their turn.
@@ -81,7 +86,30 @@ impl ConsulAuthorizer {
     /// An authorizer that asks through `client` on behalf of the service whose material `own` holds.
     #[must_use]
     pub fn new(client: AgentClient, own: watch::Receiver<Option<Arc<Material>>>) -> Self {
-        Self { client, own, desk: Arc::default() }
+        Self { client, own, desk: Arc::default(), managed: None }
+    }
+
+    /// The same for a proxy that the agent itself started and gave a token to. Where the agent does not know that
+    /// token for this question, the log says so once and what to do about it.
+    #[must_use]
+    pub fn of_managed_proxy(mut self) -> Self {
+        self.managed = Some(Arc::default());
+        self
+    }
+
+    /// Consul 1.2.0 and 1.2.1 look the token of a managed proxy up among the ACL tokens, where it is not.
+    fn explain(&self, refusal: &Refusal, target: &ServiceName) {
+        if let Some(said) = &self.managed
+            && refusal.kind == RefusalKind::Forbidden
+            && refusal.detail.contains("ACL not found")
+            && !said.swap(true, Ordering::Relaxed)
+        {
+            tracing::error!(
+                "the agent does not accept the token that it gave this managed proxy for authorize and health, as \
+                 Consul 1.2.0 and 1.2.1 with ACLs do: no inbound connection can pass and no upstream is found; use \
+                 Consul 1.2.2 or later, or name a file with a token that has service:write for {target} with -token-file"
+            );
+        }
     }
 
     /// Makes sure that what the agent will be asked about is what our own certificate says we are.
@@ -141,7 +169,9 @@ impl Authorizer for ConsulAuthorizer {
             Ok(outcome) => outcome.clone(),
             Err(_) => None,
         };
-        outcome.unwrap_or_else(|| Err(refuse(RefusalKind::AgentError, "the question was dropped before its answer")))
+        let outcome = outcome
+            .unwrap_or_else(|| Err(refuse(RefusalKind::AgentError, "the question was dropped before its answer")));
+        outcome.inspect_err(|refusal| self.explain(refusal, inbound.target))
     }
 }
 
