@@ -17,12 +17,24 @@ use super::{
 /// Reads `text` into a tree.
 pub(crate) fn read(text: &str) -> Result<Node, Problem> {
     let body = text.parse::<Body>().map_err(|error| {
+        let line = error.location().line();
+        // The crate's words for it leave out the key; the place it tells is somewhere behind the key.
+        if error.message().contains("found redefined")
+            && let Some(key) = text.lines().nth(line.saturating_sub(1)).and_then(key_at_start)
+        {
+            return duplicate(key, 0, line);
+        }
         Problem::new(format!("not HCL: {}", error.message().trim()))
             .instead("HCL is written as key = \"value\" and block \"name\" { … }")
-            .at(error.location().line())
+            .at(line)
     })?;
     let lines = Lines::of(text);
     Ok(Node { line: 1, value: Value::Map(entries(&body, &lines, 0)?) })
+}
+
+/// The key that a line begins with.
+fn key_at_start(line: &str) -> Option<&str> {
+    line.split(['=', '{']).next().map(str::trim).filter(|key| !key.is_empty())
 }
 
 fn entries(body: &Body, lines: &Lines, depth: usize) -> Result<Vec<Entry>, Problem> {

@@ -120,17 +120,20 @@ fn an_unknown_key_is_named_with_its_line_and_the_nearest_known_one() {
 }
 
 #[test]
-fn a_key_that_is_there_twice_is_refused() {
-    for (extension, text, line) in [
-        ("hcl", "workers = 1\nworkers = 2\n", 2),
-        ("hcl", "upstream \"db\" {\n port = 1\n}\nupstream \"db\" {\n port = 2\n}\n", 4),
-        ("hcl", "agent = {\n  address = \"a\"\n  address = \"b\"\n}\n", 3),
-        ("toml", "workers = 1\nworkers = 2\n", 2),
-        ("json", "{\"workers\": 1,\n\"workers\": 2}", 2),
-        ("yaml", "workers: 1\nworkers: 2\n", 2),
+fn a_key_that_is_there_twice_is_refused_by_name() {
+    for (extension, text, line, key) in [
+        ("hcl", "workers = 1\nworkers = 2\n", 2, "workers"),
+        ("hcl", "upstream \"db\" {\n port = 1\n}\nupstream \"db\" {\n port = 2\n}\n", 4, "upstream.db"),
+        ("hcl", "agent = {\n  address = \"a\"\n  address = \"b\"\n}\n", 3, "address"),
+        ("toml", "workers = 1\nworkers = 2\n", 2, "workers"),
+        ("toml", "[agent]\naddress = \"a\"\n\"address\" = \"b\"\n", 3, "address"),
+        ("toml", "[upstream.db]\nport = 1\n[upstream.db]\nport = 2\n", 3, "db"),
+        ("json", "{\"workers\": 1,\n\"workers\": 2}", 2, "workers"),
+        ("yaml", "workers: 1\nworkers: 2\n", 2, "workers"),
     ] {
         let message = message(extension, text);
         assert!(message.starts_with(&format!("lictor.{extension}:{line}: ")), "{message}");
+        assert!(message.contains(key), "{message}");
     }
 }
 

@@ -4,7 +4,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::{
     problem::Problem,
-    tree::{Entry, Lines, Node, Value},
+    tree::{Entry, Lines, Node, Value, duplicate},
 };
 
 /// Reads `text` into a tree.
@@ -12,6 +12,12 @@ pub(crate) fn read(text: &str) -> Result<Node, Problem> {
     let lines = Lines::of(text);
     let table = DeTable::parse(text).map_err(|error| {
         let line = error.span().map_or(0, |span| lines.at(span.start));
+        // The crate's words for it leave out the key, which the span points at.
+        if error.message() == "duplicate key"
+            && let Some(key) = error.span().and_then(|span| text.get(span))
+        {
+            return duplicate(key.trim_matches(['"', '\'']), 0, line);
+        }
         Problem::new(format!("not TOML: {}", error.message())).at(line)
     })?;
     Ok(Node { line: 1, value: map(table.get_ref(), &lines)? })
