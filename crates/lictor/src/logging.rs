@@ -3,9 +3,9 @@
 //! Standard error can be a pipe that nobody reads. A line that finds the queue full is dropped and counted, so that a
 //! stuck reader costs log lines and not connections.
 
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write};
 
-use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{Layer as _, filter::Targets, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 use crate::{
@@ -30,11 +30,7 @@ impl Logging {
     /// Other crates' lines below warnings stay out at every level: some of them print whole requests, tokens
     /// included.
     pub(crate) fn start(log: Log) -> Self {
-        let (writer, guard) = NonBlockingBuilder::default()
-            .lossy(true)
-            .buffered_lines_limit(QUEUE)
-            .thread_name("log")
-            .finish(std::io::stderr());
+        let (writer, guard) = queue(std::io::stderr());
         let dropped = writer.error_counter();
         let level = match log.level {
             Level::Trace => tracing::Level::TRACE,
@@ -73,5 +69,45 @@ impl Logging {
     /// Counts the lines that were dropped.
     pub(crate) fn dropped(&self) -> ErrorCounter {
         self.dropped.clone()
+    }
+}
+
+/// A queue in front of `writer`, which drops what it cannot hold.
+fn queue(writer: impl Write + Send + 'static) -> (NonBlocking, WorkerGuard) {
+    NonBlockingBuilder::default().lossy(true).buffered_lines_limit(QUEUE).thread_name("log").finish(writer)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, channel};
+
+    use super::*;
+
+    /// A pipe that nobody reads until the other end of the channel goes.
+    struct Stuck(Receiver<()>);
+
+    impl Write for Stuck {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            let _ = self.0.recv();
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_log_that_nobody_reads_costs_lines_and_holds_nobody_up() {
+        let (unstick, stuck) = channel();
+        let (mut log, guard) = queue(Stuck(stuck));
+        let dropped = log.error_counter();
+        for _ in 0..QUEUE + 100 {
+            log.write_all(b"a line\n").unwrap();
+        }
+        // One may be in the writer's hands.
+        assert!((99..=100).contains(&dropped.dropped_lines()), "{} lines", dropped.dropped_lines());
+        drop(unstick);
+        drop(guard);
     }
 }
