@@ -37,6 +37,7 @@ pub(crate) fn run() -> Result<()> {
     cryptography(&mut breaches)?;
     backend_files(&mut breaches)?;
     sources(&mut breaches)?;
+    hardening(&mut breaches)?;
     if breaches.is_empty() {
         println!("== tidiness: good");
         return Ok(());
@@ -146,4 +147,100 @@ fn sources(breaches: &mut Vec<String>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The page that says which test stands against which danger.
+const HARDENING: &str = "docs/hardening.md";
+
+/// What that page names exists: tests by their function, files, and rows of the conformance table.
+fn hardening(breaches: &mut Vec<String>) -> Result<()> {
+    let page = fs::read_to_string(root().join(HARDENING)).with_context(|| format!("cannot read {HARDENING}"))?;
+    let tracked = output(Command::new("git").current_dir(root()).args(["ls-files", "--cached", "--others", "*.rs"]))?;
+    let mut files = Vec::new();
+    for path in tracked.lines() {
+        // One that is deleted and not yet committed is still listed.
+        if let Ok(text) = fs::read_to_string(root().join(path)) {
+            files.push((path.to_owned(), text));
+        }
+    }
+    for name in named(&page) {
+        if !exists(name, &files) {
+            breaches.push(format!("{HARDENING} names {name}, which does not exist"));
+        }
+    }
+    for row in page.lines().filter(|line| line.starts_with("| **")) {
+        let proof = row.trim_end_matches(" |").rsplit(" | ").next().unwrap_or_default();
+        if proof.len() < 5 || row.split(" | ").count() != 4 {
+            breaches.push(format!("{HARDENING}: a danger has neither test nor reason: {row}"));
+        }
+    }
+    Ok(())
+}
+
+/// What stands in backticks and is a test, a file or a row.
+fn named(page: &str) -> impl Iterator<Item = &str> {
+    let quoted = page.lines().flat_map(|line| line.split('`').skip(1).step_by(2));
+    quoted.filter(|text| !text.contains('…') && (text.contains("::") || text.ends_with(".rs") || is_row(text)))
+}
+
+/// `P16`, `N90a`.
+fn is_row(text: &str) -> bool {
+    let digits = text.trim_start_matches(['A', 'N', 'P']).trim_end_matches(|letter: char| letter.is_ascii_lowercase());
+    text.len() - digits.len() <= 2 && digits.len() == 2 && digits.chars().all(|digit| digit.is_ascii_digit())
+}
+
+/// Whether there is such a thing in `files`, which are pairs of path and text.
+fn exists(name: &str, files: &[(String, String)]) -> bool {
+    let Some((module, function)) = name.rsplit_once("::") else {
+        return if is_row(name) {
+            let row = format!("\"{name}\" \"");
+            files.iter().any(|(path, text)| path.ends_with("conformance/src/rows.rs") && text.contains(&row))
+        } else {
+            files.iter().any(|(path, _)| path == name)
+        };
+    };
+    let (package, module) = module.split_once("::").unwrap_or((module, ""));
+    let module = module.replace("::", "/");
+    let places = ["src", "tests"].map(|kind| format!("crates/{package}/{kind}/{module}"));
+    let endings = [".rs", "/mod.rs", "/tests.rs"];
+    let function = format!("fn {function}(");
+    files.iter().any(|(path, text)| {
+        let is_place = |place: &String| path.strip_prefix(place).is_some_and(|ending| endings.contains(&ending));
+        places.iter().any(is_place) && text.lines().any(|line| is_test(line, &function))
+    })
+}
+
+/// Whether this line begins `function`, given as `fn name(`.
+fn is_test(line: &str, function: &str) -> bool {
+    line.trim_start().trim_start_matches("async ").starts_with(function)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_page_on_hardening_names_exists() {
+        let mut breaches = Vec::new();
+        hardening(&mut breaches).unwrap();
+        assert!(breaches.is_empty(), "{breaches:#?}");
+    }
+
+    #[test]
+    fn a_name_is_found_where_it_says_and_nowhere_else() {
+        let file = |path: &str, text: &str| (path.to_owned(), text.to_owned());
+        let files = [
+            file("crates/proxy/src/relay/tests.rs", "#[test]\nfn it_holds() {}"),
+            file("crates/core/tests/slot.rs", "    async fn it_waits() {}"),
+            file("crates/conformance/src/rows.rs", "\"P16\" \"a row\": Accept"),
+        ];
+        for name in ["proxy::relay::it_holds", "core::slot::it_waits", "P16", "crates/core/tests/slot.rs"] {
+            assert!(exists(name, &files), "{name}");
+        }
+        for name in ["core::relay::it_holds", "core::slot::it_wait", "P17", "crates/core/src/slot.rs", "slot::x"] {
+            assert!(!exists(name, &files), "{name}");
+        }
+        let page = "`a word` `P16` `N90a` `core::x::y` `core::x::…` `src/a.rs` `P1`";
+        assert_eq!(named(page).collect::<Vec<_>>(), ["P16", "N90a", "core::x::y", "src/a.rs"]);
+    }
 }
