@@ -2,6 +2,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod ends;
+pub mod usage;
+
 use std::sync::Arc;
 
 use lictor_conformance::{
