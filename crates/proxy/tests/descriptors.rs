@@ -1,15 +1,17 @@
-//! A process without descriptors. Alone in its file, since the limit is that of the whole process.
+//! A process and its descriptors. Alone in its file, since the limit is that of the whole process.
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is how these tests fail")]
 
 use std::{fs::File, sync::Arc};
 
 use lictor_conformance::sidecars::{ANY, Chain, PATIENCE, until};
+use lictor_proxy::limits::{descriptor_limit, raise_descriptor_limit};
 use lictor_rustls::RustlsBackend;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    sync::Mutex,
     time::timeout,
 };
 
@@ -19,8 +21,23 @@ async fn asks(client: &mut TcpStream) -> bool {
     client.write_all(b"ping").await.is_ok() && timeout(PATIENCE, client.read_exact(&mut got)).await.unwrap().is_ok()
 }
 
+/// Held by whoever changes the limit.
+static LIMIT: Mutex<()> = Mutex::const_new(());
+
+#[tokio::test]
+async fn the_soft_limit_is_raised_to_the_hard_one() {
+    let _changing = LIMIT.lock().await;
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: Some(256), maximum: limit.maximum }).unwrap();
+    assert_eq!(descriptor_limit(), 256);
+    assert_eq!(raise_descriptor_limit(), limit.maximum.unwrap_or(u64::MAX));
+    assert_eq!(getrlimit(Resource::Nofile).current, limit.maximum);
+    setrlimit(Resource::Nofile, limit).unwrap();
+}
+
 #[tokio::test]
 async fn a_process_without_descriptors_loses_no_listener_and_no_open_connection() {
+    let _changing = LIMIT.lock().await;
     let application = TcpListener::bind(ANY).await.unwrap();
     let chain = Chain::to(application.local_addr().unwrap(), Arc::new(RustlsBackend::new().unwrap())).await;
     tokio::spawn(async move {
