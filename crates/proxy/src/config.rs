@@ -59,7 +59,8 @@ pub struct InboundConfig {
     pub connect_timeout: Duration,
     /// From accept to permit: handshake and authorization together (default [`DEFAULT_HANDSHAKE_TIMEOUT`]).
     pub handshake_timeout: Duration,
-    /// The most connections that may be open at once, handshakes included; `None` for what the descriptors allow.
+    /// The most connections that may reach the application at once; `None` for what the descriptors allow. Handshakes
+    /// have a limit of their own ([`Limits::handshakes`]) and do not count.
     pub max_connections: Option<usize>,
 }
 

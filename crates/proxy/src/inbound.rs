@@ -20,11 +20,11 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::{
     config::InboundConfig,
     handshake::{Shaken, Unshaken, shake},
-    limits::Slot,
+    limits::{Slot, Slots},
     live::Serving,
     record::{
-        ByteCounts, ConnectionCount, Direction, EndReason, HandshakeFailure, InFlightGuard, LiveConnection, LiveEntry,
-        next_id,
+        ByteCounts, ConnectionCount, Direction, EndReason, HandshakeFailure, InFlightGuard, LimitName, LiveConnection,
+        LiveEntry, next_id,
     },
     relay::{Leave, Relay},
     shared::Shared,
@@ -38,8 +38,16 @@ struct Admitted {
     handshake: Duration,
 }
 
-/// What a connection holds from accept to end: its slot, and its count among those that a drain waits for.
-type Place = (Slot, InFlightGuard);
+/// What a connection holds from accept to end, and where it takes its place at the application.
+pub(crate) struct Place {
+    /// Of the sidecar's.
+    pub(crate) slot: Slot,
+    /// Its count among those that a drain waits for.
+    pub(crate) in_flight: InFlightGuard,
+    /// The listener's own bound. One of these is taken with the permit and not before, so that nobody who has proven
+    /// nothing can use up what may be a handful.
+    pub(crate) of_listener: Arc<Slots>,
+}
 
 /// Serves one accepted connection to its end.
 pub(crate) async fn serve(
@@ -64,7 +72,7 @@ struct Ready {
     early: Vec<u8>,
     permit: Option<Permit>,
     entry: LiveEntry,
-    _place: Place,
+    _place: (Slot, Slot, InFlightGuard),
 }
 
 /// Everything before the first byte; `None` when there will be none.
@@ -99,6 +107,11 @@ async fn prepare(
             reset(stream);
             return None;
         }
+    };
+    let Some(of_listener) = place.of_listener.take() else {
+        metrics.ended(EndReason::Limit(LimitName::InboundConnections));
+        reset(stream);
+        return None;
     };
     let deadline = Instant::now() + config.connect_timeout;
     let application = tokio::select! {
@@ -150,7 +163,7 @@ async fn prepare(
         early,
         permit: Some(permit),
         entry,
-        _place: place,
+        _place: (place.slot, of_listener, place.in_flight),
     })
 }
 

@@ -67,6 +67,11 @@ impl Slots {
         self.used.load(Ordering::Relaxed)
     }
 
+    /// Whether there is none to take at the moment.
+    pub(crate) fn are_taken(&self) -> bool {
+        self.used() >= self.most.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn take(self: &Arc<Self>) -> Option<Slot> {
         let most = self.most.load(Ordering::Relaxed);
         let taken =

@@ -471,17 +471,15 @@ impl Sidecar {
                 shared.metrics.inbound.ended(EndReason::Limit(LimitName::Connections));
                 return reset(stream);
             };
-            let Some(own_slot) = own_slots.take() else {
+            if own_slots.are_taken() {
                 shared.metrics.inbound.ended(EndReason::Limit(LimitName::InboundConnections));
                 return reset(stream);
-            };
+            }
             let (shared, config) = (shared.clone(), current.load_full());
             // Counted here and not by the task, which a drain that has just closed the listener would not wait for.
             let in_flight = shared.inbound_in_flight.enter();
-            tokio::spawn(async move {
-                inbound::serve(shared, config, stream, peer, (slot, in_flight)).await;
-                drop(own_slot);
-            });
+            let place = inbound::Place { slot, in_flight, of_listener: own_slots.clone() };
+            tokio::spawn(inbound::serve(shared, config, stream, peer, place));
         };
         let address = wanted.bind;
         let bind = Bind { upstream: None, address: address.to_string(), policy, waits: true };

@@ -246,6 +246,22 @@ async fn over_the_limit_a_client_is_reset_before_any_cryptography() {
 }
 
 #[tokio::test]
+async fn who_has_proven_nothing_takes_no_place_at_the_application() {
+    let application = echo().await;
+    let chain = chain(application).await;
+    let mut config = inbound("db", ANY, application);
+    config.inbound.as_mut().unwrap().max_connections = Some(2);
+    chain.db.apply(config);
+    let mut silent = Vec::new();
+    for _ in 0..10 {
+        silent.push(TcpStream::connect(chain.mesh_side).await.unwrap());
+    }
+    until(|| chain.db.metrics().handshakes_in_flight == 10).await;
+    ask(&mut TcpStream::connect(chain.upstream).await.unwrap()).await.unwrap();
+    assert_eq!(count(&inbound_of(&chain.db).limited, "inbound_connections"), 0);
+}
+
+#[tokio::test]
 async fn idle_sockets_of_five_times_the_cap_do_not_keep_a_good_client_out() {
     let application = echo().await;
     let chain = chain(application).await;
