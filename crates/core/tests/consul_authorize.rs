@@ -313,3 +313,20 @@ async fn a_403_with_a_token_file_that_has_changed_is_asked_again_with_the_new_to
     assert!(desk.ask(&peer).await.is_ok());
     assert_eq!(agent.asked().len(), 3);
 }
+
+#[tokio::test]
+async fn a_token_file_that_hangs_does_not_hold_up_the_question() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("token");
+    std::fs::write(&path, "old").unwrap();
+    let settings = ClientSettings { token: Token::file(path.clone()).unwrap(), ..ClientSettings::default() };
+    std::fs::remove_file(&path).unwrap();
+    // Opening a pipe to which nobody writes takes for ever.
+    assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+    let agent = Scripted::new(|_| async { Reply::ok(1, YES) });
+    let desk = Desk::new(agent.client_with(settings));
+    let answer = tokio::time::timeout(8 * SECOND, desk.ask(&desk.peer())).await;
+    drop(std::fs::OpenOptions::new().write(true).open(&path).unwrap());
+    assert!(answer.is_ok_and(|answer| answer.is_ok()));
+    assert_eq!(agent.asked()[0].headers["x-consul-token"], "old");
+}

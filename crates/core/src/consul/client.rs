@@ -19,6 +19,9 @@ pub(super) const MAX_ANSWER: usize = 1024 * 1024;
 /// How long a call that does not block may take. A cold call without a leader takes the agent 7 s.
 pub(super) const CALL_DEADLINE: Duration = Duration::from_secs(10);
 
+/// How long a call waits for a look at the token file.
+const TOKEN_PATIENCE: Duration = Duration::from_secs(2);
+
 /// The longest text of an agent that goes into an error or a log, in characters.
 const MAX_WORDS: usize = 300;
 
@@ -263,13 +266,18 @@ impl AgentClient {
             return false;
         }
         let inner = self.0.clone();
-        match tokio::task::spawn_blocking(move || inner.settings.token.reload_if_changed()).await {
-            Ok(Ok(changed)) => changed,
-            Ok(Err(error)) => {
+        let look = tokio::task::spawn_blocking(move || inner.settings.token.reload_if_changed());
+        match tokio::time::timeout(TOKEN_PATIENCE, look).await {
+            Ok(Ok(Ok(changed))) => changed,
+            Ok(Ok(Err(error))) => {
                 tracing::warn!(%error, "keeping the last token");
                 false
             }
-            Err(_) => false,
+            Ok(Err(_)) => false,
+            Err(_) => {
+                tracing::warn!("the token file cannot be read in time; keeping the last token");
+                false
+            }
         }
     }
 }
