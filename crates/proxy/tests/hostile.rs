@@ -221,9 +221,14 @@ async fn a_server_whose_root_is_removed_during_its_handshake_gets_no_byte() {
     let removed = Arc::new(Mutex::new(Some((source, Mesh::new(1)))));
     deps.backend = Arc::new(Drawn { inner: deps.backend, source: removed });
     let web = Sidecar::start(deps, outbound("web", "db", ANY)).unwrap();
-    let mut client = TcpStream::connect(address_of(&web).await).await.unwrap();
-    client.write_all(b"secret").await.unwrap();
-    let end = timeout(PATIENCE, client.read_to_end(&mut Vec::new())).await.unwrap();
+    let address = address_of(&web).await;
+    // The reset may come before connect or write has looked.
+    let talk = async {
+        let mut client = TcpStream::connect(address).await?;
+        client.write_all(b"secret").await?;
+        client.read_to_end(&mut Vec::new()).await
+    };
+    let end = timeout(PATIENCE, talk).await.unwrap();
     assert_eq!(end.unwrap_err().kind(), ErrorKind::ConnectionReset);
     let upstream = || web.metrics().upstreams["db"].clone();
     until(|| upstream().rejected.iter().map(|(_, count)| count).sum::<u64>() == 1).await;
