@@ -17,13 +17,14 @@ use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use lictor_core::{
-    AgentContext, AgentSession, Buf, Progress,
+    AgentContext, AgentSession, Buf, Progress, SessionError,
     transport::{Bounds, Transport, TransportError},
 };
 use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::TcpStream,
+    task::JoinHandle,
     time::{Instant, timeout_at},
 };
 
@@ -43,7 +44,26 @@ pub struct TlsTransport {
     server_name: String,
     host_header: HeaderValue,
     dialler: Dialler,
-    idle: Mutex<Vec<SendRequest<Full<Bytes>>>>,
+    idle: Mutex<Vec<Line>>,
+}
+
+/// A connection to the agent.
+struct Line {
+    sender: SendRequest<Full<Bytes>>,
+    /// What drives it. It ends with the connection, and knows why where the sender knows only that it ended.
+    driver: JoinHandle<Result<(), hyper::Error>>,
+}
+
+impl Line {
+    /// Why a request failed: the connection's own reason where there is one.
+    async fn why(self, error: hyper::Error) -> String {
+        drop(self.sender);
+        // A request is given up only when its connection ends, and the caller's deadline bounds the wait.
+        match self.driver.await {
+            Ok(Err(cause)) => in_words(&cause),
+            Ok(Ok(())) | Err(_) => in_words(&error),
+        }
+    }
 }
 
 impl TlsTransport {
@@ -72,26 +92,21 @@ impl TlsTransport {
         })
     }
 
-    async fn connect(&self, deadline: Instant) -> Result<SendRequest<Full<Bytes>>, TransportError> {
+    async fn connect(&self, deadline: Instant) -> Result<Line, TransportError> {
         let failed = |error: &dyn std::fmt::Display| TransportError::Connect(error.to_string());
         let stream = self.dialler.tcp(&self.host, self.port, deadline).await.map_err(|error| failed(&error))?;
         let session = self.context.connect(&self.server_name).map_err(|error| failed(&error))?;
         let stream = TlsStream::shake(stream, session).await.map_err(|error| failed(&error))?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| failed(&error))?;
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection to the agent ended");
-            }
-        });
-        Ok(sender)
+        Ok(Line { sender, driver: tokio::spawn(connection) })
     }
 
     /// A kept connection that is still good.
-    async fn kept(&self) -> Option<SendRequest<Full<Bytes>>> {
+    async fn kept(&self) -> Option<Line> {
         loop {
-            let mut sender = self.idle.lock().pop()?;
-            if !sender.is_closed() && sender.ready().await.is_ok() {
-                return Some(sender);
+            let mut line = self.idle.lock().pop()?;
+            if !line.sender.is_closed() && line.sender.ready().await.is_ok() {
+                return Some(line);
             }
         }
     }
@@ -109,31 +124,32 @@ impl TlsTransport {
             headers.entry(header::HOST).or_insert_with(|| self.host_header.clone());
         }
         let outgoing = outgoing.body(Full::new(request.body().clone())).map_err(|error| broken(&error))?;
-        let (mut sender, answer) = match self.kept().await {
-            Some(mut sender) => match sender.try_send_request(outgoing).await {
-                Ok(answer) => (sender, answer),
-                Err(mut error) => {
-                    // The agent closed a kept connection at this moment. Only a request that never left is repeated.
-                    let Some(unsent) = error.take_message() else { return Err(broken(error.error())) };
-                    let mut sender = self.connect(deadline).await?;
-                    let answer = sender.send_request(unsent).await.map_err(|error| broken(&error))?;
-                    (sender, answer)
+        let (mut line, outgoing) = match self.kept().await {
+            Some(line) => (line, outgoing),
+            None => (self.connect(deadline).await?, outgoing),
+        };
+        let answer = match line.sender.try_send_request(outgoing).await {
+            Ok(answer) => answer,
+            Err(mut error) => {
+                // The agent closed a kept connection at this moment. Only a request that never left is repeated.
+                let Some(unsent) = error.take_message() else {
+                    return Err(TransportError::Broken(line.why(error.into_error()).await));
+                };
+                line = self.connect(deadline).await?;
+                match line.sender.send_request(unsent).await {
+                    Ok(answer) => answer,
+                    Err(error) => return Err(TransportError::Broken(line.why(error).await)),
                 }
-            },
-            None => {
-                let mut sender = self.connect(deadline).await?;
-                let answer = sender.send_request(outgoing).await.map_err(|error| broken(&error))?;
-                (sender, answer)
             }
         };
         let (head, body) = answer.into_parts();
         let body = Limited::new(body, bounds.max_body).collect().await.map_err(|error| {
             if error.is::<LengthLimitError>() { TransportError::TooLarge(bounds.max_body) } else { broken(&error) }
         })?;
-        if sender.ready().await.is_ok() {
+        if line.sender.ready().await.is_ok() {
             let mut idle = self.idle.lock();
             if idle.len() < MOST_IDLE {
-                idle.push(sender);
+                idle.push(line);
             }
         }
         Ok(Response::from_parts(head, body.to_bytes()))
@@ -156,6 +172,45 @@ impl std::fmt::Debug for TlsTransport {
     }
 }
 
+/// The last cause of an error: those above it tell only where it struck.
+fn in_words(error: &dyn std::error::Error) -> String {
+    let mut last = error;
+    while let Some(source) = last.source() {
+        last = source;
+    }
+    last.to_string()
+}
+
+/// A failed session in the words of whoever set up this side. An agent's alert says what it missed.
+fn tls_error(error: SessionError) -> io::Error {
+    let SessionError::PeerAlert(alert) = error else { return io::Error::other(error) };
+    // RFC 8446, section 6. An agent of TLS 1.2 or an older Go says 42 or 40 where ours is missing.
+    let (name, instead) = match alert {
+        116 => {
+            ("certificate_required", "it asks for a client certificate: set CONSUL_CLIENT_CERT and CONSUL_CLIENT_KEY")
+        }
+        40 => {
+            ("handshake_failure", "it may ask for a client certificate: check CONSUL_CLIENT_CERT and CONSUL_CLIENT_KEY")
+        }
+        42..=46 | 48 | 49 => (
+            match alert {
+                42 => "bad_certificate",
+                43 => "unsupported_certificate",
+                44 => "certificate_revoked",
+                45 => "certificate_expired",
+                46 => "certificate_unknown",
+                48 => "unknown_ca",
+                _ => "access_denied",
+            },
+            "it does not accept our client certificate, or misses one: check CONSUL_CLIENT_CERT and CONSUL_CLIENT_KEY",
+        ),
+        70 => ("protocol_version", "it speaks no TLS version that we do"),
+        112 => ("unrecognized_name", "check CONSUL_TLS_SERVER_NAME"),
+        _ => ("of another kind", "its log says more"),
+    };
+    io::Error::other(format!("the agent closed the connection with alert {alert} {name}: {instead}"))
+}
+
 /// A session and its socket as one stream.
 struct TlsStream {
     socket: TcpStream,
@@ -172,7 +227,7 @@ impl TlsStream {
         loop {
             let done = session.handshake(&mut wire, &mut out);
             socket.write_all(&out.take()).await?;
-            if done.map_err(io::Error::other)? {
+            if done.map_err(tls_error)? {
                 break;
             }
             let n = socket.read(wire.space(READ)).await?;
@@ -187,7 +242,7 @@ impl TlsStream {
     }
 
     fn open(&mut self) -> io::Result<()> {
-        match self.session.open(&mut self.wire, &mut self.plain, &mut self.out).map_err(io::Error::other)? {
+        match self.session.open(&mut self.wire, &mut self.plain, &mut self.out).map_err(tls_error)? {
             Progress::NeedInput => {}
             Progress::PeerClosed => self.ended = true,
         }
@@ -236,7 +291,7 @@ impl AsyncWrite for TlsStream {
         let this = self.get_mut();
         // Nothing more is sealed while something waits, so what is held stays as large as one write.
         ready!(this.poll_out(cx))?;
-        this.session.seal(bytes, &mut this.out).map_err(io::Error::other)?;
+        this.session.seal(bytes, &mut this.out).map_err(tls_error)?;
         let _ = this.poll_out(cx)?;
         Poll::Ready(Ok(bytes.len()))
     }
@@ -247,7 +302,7 @@ impl AsyncWrite for TlsStream {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        this.session.close(&mut this.out).map_err(io::Error::other)?;
+        this.session.close(&mut this.out).map_err(tls_error)?;
         ready!(this.poll_out(cx))?;
         Pin::new(&mut this.socket).poll_shutdown(cx)
     }

@@ -163,6 +163,17 @@ async fn an_agent_of_another_name_is_refused() {
 }
 
 #[tokio::test]
+async fn an_agent_that_misses_our_certificate_is_quoted_with_what_to_do() {
+    let server = Server::start(Answer::Body(10)).await;
+    let settings = AgentTls { roots: Vec::new(), client: None, verification: AgentVerification::Off };
+    let context = server.backend.agent_context(&settings).unwrap();
+    let client = TlsTransport::new(context, "127.0.0.1", server.address.port(), None).unwrap();
+    let error = client.exchange(request(), BOUNDS).await.unwrap_err().to_string();
+    assert!(error.contains("alert 116 certificate_required"), "{error}");
+    assert!(error.contains("CONSUL_CLIENT_CERT and CONSUL_CLIENT_KEY"), "{error}");
+}
+
+#[tokio::test]
 async fn an_answer_beyond_its_bound_is_an_error_of_its_own() {
     let server = Server::start(Answer::Body(BOUNDS.max_body + 1)).await;
     let error = server.client(AgentVerification::Off).exchange(request(), BOUNDS).await.unwrap_err();
