@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::config::Problem;
+
 /// The exit codes that scripts and supervisors may rely on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
@@ -26,12 +28,27 @@ pub(crate) enum Exit {
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub(crate) exit: Exit,
-    message: String,
+    message: Message,
+}
+
+#[derive(Debug)]
+enum Message {
+    Words(String),
+    /// Something in the configuration; which layer said it is found out where the layers are known.
+    Problem(Box<Problem>),
 }
 
 impl Failure {
     pub(crate) fn new(exit: Exit, message: impl Into<String>) -> Self {
-        Self { exit, message: message.into() }
+        Self { exit, message: Message::Words(message.into()) }
+    }
+
+    /// Says more about a problem of the configuration, where it is one.
+    pub(crate) fn map_problem(self, more: impl FnOnce(Problem) -> Problem) -> Self {
+        match self.message {
+            Message::Problem(problem) => Self::from(more(*problem)),
+            Message::Words(_) => self,
+        }
     }
 
     /// A command line that clap accepts and that still makes no sense.
@@ -42,12 +59,15 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
+        match &self.message {
+            Message::Words(words) => f.write_str(words),
+            Message::Problem(problem) => problem.fmt(f),
+        }
     }
 }
 
-impl From<crate::config::Problem> for Failure {
-    fn from(problem: crate::config::Problem) -> Self {
-        Self::new(Exit::Config, problem.to_string())
+impl From<Problem> for Failure {
+    fn from(problem: Problem) -> Self {
+        Self { exit: Exit::Config, message: Message::Problem(Box::new(problem)) }
     }
 }

@@ -190,13 +190,8 @@ impl Settings {
         let any = |names: [&str; 2]| names.iter().any(|name| environment.get(name).is_some());
         let managed =
             any(["CONNECT_PROXY_ID", "CONSUL_PROXY_ID"]) && any(["CONNECT_PROXY_TOKEN", "CONSUL_PROXY_TOKEN"]);
-        Self::of_file(file, managed, warnings).map_err(|failure| match &flags.config {
-            // The file is where most of it comes from, so it is named even if a flag or variable had a part.
-            Some(path) if failure.exit == Exit::Config => {
-                Failure::new(Exit::Config, format!("{}: {failure}", path.display()))
-            }
-            _ => failure,
-        })
+        Self::of_file(file, managed, warnings)
+            .map_err(|failure| failure.map_problem(|problem| config::locate(&layers, problem)))
     }
 
     /// Checks a file alone, without flags and variables.
@@ -205,15 +200,16 @@ impl Settings {
     /// As for [`resolve`](Self::resolve).
     pub(crate) fn of_path(path: &std::path::Path) -> Result<Self, Failure> {
         let layer = Layer::file(path)?;
-        let file = config::merge(&[layer])?;
+        let layers = [layer];
+        let file = config::merge(&layers)?;
         let origin = path.display().to_string();
         ModeKeys::of(&file).check().map_err(|problem| problem.said_by(&origin))?;
         Self::of_file(file, false, Vec::new()).map_err(|failure| match failure.exit {
-            Exit::Usage | Exit::Config => Failure::new(
+            Exit::Usage => Failure::new(
                 Exit::Config,
                 format!("{origin}: {}", failure.to_string().lines().next().unwrap_or_default()),
             ),
-            _ => failure,
+            _ => failure.map_problem(|problem| config::locate(&layers, problem).said_by(&origin)),
         })
     }
 
@@ -273,8 +269,9 @@ impl Settings {
                     .socket_directories
                     .unwrap_or_default()
                     .into_iter()
-                    .map(|Text(path)| absolute(path, "registration.socket_directories"))
-                    .collect::<Result<_, _>>()?,
+                    .map(|Text(path)| absolute(&path))
+                    .collect::<Result<_, _>>()
+                    .map_err(|problem| problem.key("socket_directories").key("registration"))?,
             },
             workers: workers.map_or_else(|| cores.min(2), |count| count.0.min(cores)),
             admin: admin_settings(&admin)?,
@@ -402,11 +399,13 @@ fn static_sidecar(
     let name = ServiceName::parse(service, peers.grammar).map_err(|error| {
         Problem::new(format!("the name of the service, \"{service}\", {error}: peers would refuse its identity"))
             .instead("rename the service, or set allow_percent_encoding in peers here and at every peer")
+            .key("service")
     })?;
-    let listen =
-        inbound.listen.as_ref().map(|Text(text)| listen_address("inbound.listen (-listen)", text)).transpose()?;
+    let within = |problem: Problem, key: &str| problem.key(key).key("inbound");
+    let listen = inbound.listen.as_ref().map(|Text(text)| listen_address(text)).transpose();
+    let listen = listen.map_err(|problem| within(problem, "listen"))?;
     let inbound = match (&listen, &inbound.app) {
-        (Some((bind, ..)), Some(Text(app))) => Some((*bind, target("inbound.app (-service-addr)", app)?)),
+        (Some((bind, ..)), Some(Text(app))) => Some((*bind, target(app).map_err(|problem| within(problem, "app"))?)),
         (Some(_), None) => {
             return Err(Failure::usage(
                 "where does the application listen? With -listen (inbound.listen) say -service-addr (inbound.app), such \
@@ -444,30 +443,36 @@ fn static_sidecar(
 }
 
 fn static_upstream(name: &str, written: &schema::Upstream) -> Result<StaticUpstream, Failure> {
-    let wrong = |what: String, instead: &str| {
-        Failure::from(Problem::new(what).instead(instead).key(name.to_owned()).key("upstream"))
-    };
+    let within = |problem: Problem| Failure::from(problem.key(name).key("upstream"));
+    let wrong = |key: &str, what: &str, instead: &str| within(Problem::new(what).instead(instead).key(key));
     let text = |text: &Option<Text>| text.as_ref().map(|Text(text)| text.clone());
     let bind = match (&written.socket, written.port) {
         (Some(_), Some(_)) => {
-            return Err(wrong("port and socket contradict each other".to_owned(), "keep one of the two"));
+            return Err(wrong("socket", "port and socket contradict each other", "keep one of the two"));
         }
         (Some(Text(path)), None) => {
-            StaticBind::Unix { path: absolute(path.clone(), "socket")?, mode: written.socket_mode.map(|mode| mode.0) }
+            let path = absolute(path).map_err(|problem| within(problem.key("socket")))?;
+            StaticBind::Unix { path, mode: written.socket_mode.map(|mode| mode.0) }
         }
         (None, Some(port)) => {
             let address = text(&written.address).unwrap_or_else(|| "127.0.0.1".to_owned());
             StaticBind::Tcp(resolve(&address, port.0).ok_or_else(|| {
-                wrong(format!("\"{address}\" is no address of this host"), "write an IP address such as \"127.0.0.1\"")
+                wrong(
+                    "address",
+                    &format!("\"{address}\" is no address of this host"),
+                    "write an IP address such as \"127.0.0.1\"",
+                )
             })?)
         }
         (None, None) => {
-            return Err(wrong("it does not say where to listen".to_owned(), "add port = 5432, or socket = \"/path\""));
+            return Err(within(
+                Problem::new("it does not say where to listen").instead("add port = 5432, or socket = \"/path\""),
+            ));
         }
     };
     let (kind, target) = match (text(&written.service), text(&written.query)) {
         (Some(_), Some(_)) => {
-            return Err(wrong("service and query contradict each other".to_owned(), "keep one of the two"));
+            return Err(wrong("query", "service and query contradict each other", "keep one of the two"));
         }
         (None, Some(query)) => (DestinationKind::PreparedQuery, query),
         (service, None) => (DestinationKind::Service, service.unwrap_or_else(|| name.to_owned())),
@@ -519,7 +524,8 @@ fn agent_settings(written: schema::Agent) -> Result<AgentSettings, Failure> {
     let schema::Agent { address, token, token_file, auth, datacenter, namespace, partition, tls } = written;
     if token.is_some() && token_file.is_some() {
         return Err(Problem::new("token and token_file contradict each other")
-            .instead("keep token_file")
+            .instead("keep token_file, which others on this host cannot read")
+            .key("token")
             .key("agent")
             .into());
     }
@@ -529,12 +535,17 @@ fn agent_settings(written: schema::Agent) -> Result<AgentSettings, Failure> {
         (Some(certificate), Some(key)) => Some((certificate, key)),
         (None, None) => None,
         (certificate, _) => {
-            let (there, missing) = if certificate.is_some() { ("certificate", "key") } else { ("key", "certificate") };
+            let (there, missing, key) = if certificate.is_some() {
+                ("certificate", "key", "client_cert")
+            } else {
+                ("key", "certificate", "client_key")
+            };
             return Err(Problem::new(format!("the client {there} for the agent has no {missing}"))
                 .instead(format!(
                     "give both: -client-cert and -client-key, CONSUL_CLIENT_CERT and CONSUL_CLIENT_KEY, or client_cert \
                      and client_key; or leave the {there} out"
                 ))
+                .key(key)
                 .key("tls")
                 .key("agent")
                 .into());
@@ -569,7 +580,7 @@ fn admin_settings(written: &schema::Admin) -> Result<Admin, Failure> {
     if text == "off" {
         return Ok(Admin::Off);
     }
-    let (address, _) = listen_address("admin.address (-admin)", text)?;
+    let (address, _) = listen_address(text).map_err(|problem| problem.key("address").key("admin"))?;
     if !address.ip().is_loopback() && !written.allow_remote.is_some_and(|switch| switch.0) {
         return Err(Problem::new(format!(
             "{address} can be reached from other hosts, and the admin listener asks nobody for a password"
@@ -583,12 +594,10 @@ fn admin_settings(written: &schema::Admin) -> Result<Admin, Failure> {
 }
 
 /// Reads `[host]:port`; the host as it was written comes second. No host means all addresses.
-fn listen_address(what: &str, text: &str) -> Result<(SocketAddr, String), Failure> {
+fn listen_address(text: &str) -> Result<(SocketAddr, String), Problem> {
     let wrong = || {
-        Failure::from(
-            Problem::new(format!("{what}: \"{text}\" is no address to listen on"))
-                .instead("write host:port or :port, such as \"127.0.0.1:21000\""),
-        )
+        Problem::new(format!("\"{text}\" is no address to listen on"))
+            .instead("write host:port or :port, such as \"127.0.0.1:21000\"")
     };
     let (host, port) = host_port(text).ok_or_else(wrong)?;
     let address = if host.is_empty() { Some((Ipv4Addr::UNSPECIFIED, port).into()) } else { resolve(&host, port) };
@@ -596,17 +605,16 @@ fn listen_address(what: &str, text: &str) -> Result<(SocketAddr, String), Failur
 }
 
 /// Reads where an application listens.
-fn target(what: &str, text: &str) -> Result<Target, Failure> {
+fn target(text: &str) -> Result<Target, Problem> {
     if let Some(path) = text.strip_prefix("unix://") {
-        return Ok(Target::Unix(absolute(path.to_owned(), what)?));
+        return Ok(Target::Unix(absolute(path)?));
     }
     match host_port(text) {
         Some((host, port)) if port > 0 => {
             Ok(Target::Tcp { host: if host.is_empty() { "127.0.0.1".to_owned() } else { host }, port })
         }
-        _ => Err(Problem::new(format!("{what}: \"{text}\" is no address of an application"))
-            .instead("write host:port, such as \"127.0.0.1:8080\", or unix:///path")
-            .into()),
+        _ => Err(Problem::new(format!("\"{text}\" is no address of an application"))
+            .instead("write host:port, such as \"127.0.0.1:8080\", or unix:///path")),
     }
 }
 
@@ -630,14 +638,12 @@ fn resolve(host: &str, port: u16) -> Option<SocketAddr> {
     (host, port).to_socket_addrs().ok()?.next()
 }
 
-fn absolute(path: String, what: &str) -> Result<PathBuf, Failure> {
-    let path = PathBuf::from(path);
-    if path.is_absolute() {
-        return Ok(path);
+fn absolute(path: &str) -> Result<PathBuf, Problem> {
+    if path.starts_with('/') {
+        return Ok(PathBuf::from(path));
     }
-    Err(Problem::new(format!("{what}: \"{}\" is no absolute path", path.display()))
-        .instead("write it from the root, such as \"/run/lictor/db.sock\"")
-        .into())
+    Err(Problem::new(format!("\"{path}\" is no absolute path"))
+        .instead("write it from the root, such as \"/run/lictor/db.sock\""))
 }
 
 #[cfg(test)]

@@ -58,7 +58,7 @@ fn a_wrong_configuration_ends_with_3_and_one_message() {
         ),
         (
             "service = \"web\"\ntls {\n  backend = \"openssl\"\n}\n",
-            ": tls.backend: this binary is built without \"openssl\"; linked here: rustls\n",
+            ":3: tls.backend: this binary is built without \"openssl\"; linked here: rustls\n",
         ),
         ("service = \"web\"\nserivce = \"web\"\n", ":2: serivce: there is no such key; did you mean \"service\"?\n"),
     ] {

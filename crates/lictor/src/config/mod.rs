@@ -34,6 +34,8 @@ pub(crate) struct Layer {
     /// The file, or what else said it, for messages.
     origin: String,
     node: Node,
+    /// For values that did not stand in a file: the flag or variable that said each.
+    said: Vec<(Vec<String>, String)>,
 }
 
 impl Layer {
@@ -55,14 +57,16 @@ impl Layer {
                 .instead("let the name end in .hcl, .toml, .json or .yaml")),
         };
         let node = node.and_then(|node| strict::read::<File>(&node).map(|_| node));
-        node.map(|node| Self { origin: origin.to_owned(), node }).map_err(|problem| problem.said_by(origin))
+        node.map(|node| Self { origin: origin.to_owned(), node, said: Vec::new() })
+            .map_err(|problem| problem.said_by(origin))
     }
 
     /// A layer of values that were texts, each of which names where it came from: `(origin, path, text)`. An empty
     /// text for a key removes what lower layers say.
     pub(crate) fn texts(origin: &str, values: Vec<(String, Vec<String>, Value)>) -> Result<Self, Problem> {
-        let mut whole = Node::empty();
+        let (mut whole, mut said) = (Node::empty(), Vec::new());
         for (origin, path, value) in values {
+            said.push((path.clone(), origin.clone()));
             let path: Vec<&str> = path.iter().map(String::as_str).collect();
             let mut alone = Node::empty();
             alone.put(&path, value.clone());
@@ -75,8 +79,38 @@ impl Layer {
             };
             whole.put(&path, value);
         }
-        Ok(Self { origin: origin.to_owned(), node: whole })
+        Ok(Self { origin: origin.to_owned(), node: whole, said })
     }
+
+    /// Names what said the value that `problem` is about, if this layer did.
+    fn locate(&self, problem: Problem) -> Result<Problem, Problem> {
+        let Some(line) = self.node.line_of(problem.path()) else { return Err(problem) };
+        if self.said.is_empty() {
+            return Ok(problem.said_by(&self.origin).at(line));
+        }
+        // For a problem with a whole block: the last that said anything in it.
+        let path: Vec<&str> = problem.path().collect();
+        match self.said.iter().rev().find(|(said, _)| said.iter().zip(&path).all(|(said, key)| said == key)) {
+            Some((_, origin)) => Ok(problem.said_by(origin)),
+            None => Err(problem),
+        }
+    }
+}
+
+/// Names the file and line, the flag or the variable that said the value that `problem` is about: the topmost of
+/// `layers`, since that is the one that counts.
+pub(crate) fn locate(layers: &[Layer], problem: Problem) -> Problem {
+    if problem.path().next().is_none() {
+        return problem;
+    }
+    layers
+        .iter()
+        .rev()
+        .try_fold(problem, |problem, layer| match layer.locate(problem) {
+            Ok(found) => Err(found),
+            Err(problem) => Ok(problem),
+        })
+        .unwrap_or_else(|found| found)
 }
 
 /// Merges `layers`, the later ones over the earlier.

@@ -40,6 +40,11 @@ impl Problem {
         self
     }
 
+    /// The keys of the value that is meant, the outermost first.
+    pub(crate) fn path(&self) -> impl Iterator<Item = &str> {
+        self.keys.iter().rev().map(String::as_str)
+    }
+
     /// Whether there is just no such key.
     pub(crate) fn is_unknown_key(&self) -> bool {
         self.unknown_key
@@ -65,8 +70,7 @@ impl fmt::Display for Problem {
             f.write_str(" ")?;
         }
         if !self.keys.is_empty() {
-            let path: Vec<&str> = self.keys.iter().rev().map(String::as_str).collect();
-            write!(f, "{}: ", path.join("."))?;
+            write!(f, "{}: ", self.path().collect::<Vec<_>>().join("."))?;
         }
         f.write_str(&self.what)?;
         if !self.instead.is_empty() {

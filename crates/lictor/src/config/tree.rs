@@ -41,6 +41,17 @@ impl Node {
         Self { line: 0, value: Value::Map(Vec::new()) }
     }
 
+    /// The line of the entry at `path`, if it is there with a value.
+    pub(crate) fn line_of<'a>(&self, path: impl Iterator<Item = &'a str>) -> Option<usize> {
+        let (mut node, mut line) = (self, self.line);
+        for key in path {
+            let Value::Map(entries) = &node.value else { return None };
+            let entry = entries.iter().find(|entry| entry.key == key)?;
+            (node, line) = (&entry.node, entry.line);
+        }
+        (node.value != Value::Null).then_some(line)
+    }
+
     /// Puts `value` at `path`, making the maps on the way.
     pub(crate) fn put(&mut self, path: &[&str], value: Value) {
         let Some((first, rest)) = path.split_first() else {

@@ -190,28 +190,42 @@ fn what_a_file_asks_for_and_cannot_have_is_one_message() {
     for (text, expected) in [
         (
             "service = \"web\"\nproxy_id = \"p\"",
-            "proxy_id and service contradict each other; keep the one that says whose sidecar it is",
+            " proxy_id and service contradict each other; keep the one that says whose sidecar it is",
         ),
         (
             "service = \"web\"\ntls {\n backend = \"openssl\"\n}",
-            "tls.backend: this binary is built without \"openssl\"; linked here: rustls",
+            "3: tls.backend: this binary is built without \"openssl\"; linked here: rustls",
         ),
         (
             "service = \"web\"\nadmin {\n address = \"0.0.0.0:19100\"\n}",
-            "admin.address: 0.0.0.0:19100 can be reached from other hosts, and the admin listener asks nobody for a \
+            "3: admin.address: 0.0.0.0:19100 can be reached from other hosts, and the admin listener asks nobody for a \
              password; write \"127.0.0.1:19100\", or allow it outright with allow_remote = true (-admin-allow-remote)",
         ),
         (
             "service = \"web\"\nupstream \"db\" {\n}",
-            "upstream.db: it does not say where to listen; add port = 5432, or socket = \"/path\"",
+            "2: upstream.db: it does not say where to listen; add port = 5432, or socket = \"/path\"",
         ),
         (
             "service = \"web\"\nupstream \"a\" {\n port = 1\n}\nupstream \"b\" {\n port = 1\n}",
-            "upstream.b: another upstream listens on 127.0.0.1:1 already; give each upstream a port of its own",
+            "5: upstream.b: another upstream listens on 127.0.0.1:1 already; give each upstream a port of its own",
+        ),
+        (
+            "service = \"web\"\nupstream \"db\" {\n port   = 5432\n socket = \"/run/db\"\n}",
+            "4: upstream.db.socket: port and socket contradict each other; keep one of the two",
+        ),
+        (
+            "service = \"web\"\ninbound {\n listen = \"21000\"\n app = \":80\"\n}",
+            "3: inbound.listen: \"21000\" is no address to listen on; write host:port or :port, such as \
+             \"127.0.0.1:21000\"",
+        ),
+        (
+            "service = \"web\"\nregistration {\n socket_directories = [\"run\"]\n}",
+            "3: registration.socket_directories: \"run\" is no absolute path; write it from the root, such as \
+             \"/run/lictor/db.sock\"",
         ),
         (
             "service = \"we b\"",
-            "the name of the service, \"we b\", has a path segment that is empty or holds characters outside A-Z a-z \
+            "1: service: the name of the service, \"we b\", has a path segment that is empty or holds characters outside A-Z a-z \
              0-9 . _ -: peers would refuse its identity; rename the service, or set allow_percent_encoding in peers \
              here and at every peer",
         ),
@@ -219,8 +233,24 @@ fn what_a_file_asks_for_and_cannot_have_is_one_message() {
         let file = file(text);
         let failure = Settings::of_path(file.path()).expect_err(text);
         assert_eq!(failure.exit, Exit::Config, "{text}");
-        assert_eq!(failure.to_string(), format!("{}: {expected}", file.path().display()));
+        assert_eq!(failure.to_string(), format!("{}:{expected}", file.path().display()));
     }
+}
+
+#[test]
+fn a_value_that_makes_no_sense_is_blamed_on_the_topmost_that_said_it() {
+    let file = file("service = \"web\"\ninbound {\n listen = \"21000\"\n}\nupstream \"db\" {\n port = 1\n}\n");
+    let line = format!("-config {} -service-addr :80", file.path().display());
+    let starts = |line: &str, variable: (&str, &str), expected: &str| {
+        let (exit, message) = failure(line, [variable]);
+        assert_eq!(exit, Exit::Config);
+        assert!(message.starts_with(expected), "{message}\ndoes not begin with\n{expected}");
+    };
+    starts(&line, ("A", ""), &format!("{}:3: inbound.listen: \"21000\" is no address", file.path().display()));
+    starts(&line, ("LICTOR_INBOUND__LISTEN", "x"), "LICTOR_INBOUND__LISTEN: inbound.listen: \"x\" is no address");
+    starts(&format!("{line} -listen y"), ("LICTOR_INBOUND__LISTEN", "x"), "-listen: inbound.listen: \"y\" is no");
+    starts("-service web -http-addr ftp://a", ("A", ""), "-http-addr: agent.address: \"ftp://a\" is no address");
+    starts("-service web -upstream a:1 -upstream b:1", ("A", ""), "-upstream: upstream.b: another upstream listens");
 }
 
 #[test]
