@@ -145,6 +145,7 @@ pub struct Root {
     pub(crate) der: CertificateDer<'static>,
     pub(crate) subject: Vec<u8>,
     pub(crate) key_id: Option<Vec<u8>>,
+    pub(crate) serial: String,
     pub(crate) not_before: UnixTime,
     pub(crate) not_after: UnixTime,
 }
@@ -154,6 +155,27 @@ impl Root {
     #[must_use]
     pub fn certificate(&self) -> &CertificateDer<'static> {
         &self.der
+    }
+
+    /// The serial number as a decimal number, as `SerialNumber` has it in Consul's lists of roots.
+    ///
+    /// Roots are not held to the rules for serials of leaves: what an authority calls itself is its own business.
+    #[must_use]
+    pub fn serial(&self) -> &str {
+        &self.serial
+    }
+
+    /// The subject's key identifier in hexadecimal, as `SigningKeyID` has it there; `None` without one.
+    #[must_use]
+    pub fn key_id(&self) -> Option<String> {
+        let id = self.key_id.as_deref()?;
+        Some(id.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":"))
+    }
+
+    /// The subject as text, such as `CN=pri-1181b9n.consul.ca.d8bf0c7e.consul`; empty where the certificate has none.
+    #[must_use]
+    pub fn subject(&self) -> String {
+        X509Certificate::from_der(&self.der).map(|(_, root)| root.subject().to_string()).unwrap_or_default()
     }
 
     /// The first and the last moment at which the root is valid.
@@ -309,7 +331,8 @@ fn anchor(der: CertificateDer<'static>) -> Result<Root, String> {
     let (not_before, not_after) = validity(&certificate);
     let subject = certificate.subject().as_raw().to_vec();
     let key_id = crate::verify::subject_key_id(&certificate).map(<[u8]>::to_vec);
-    Ok(Root { anchor, subject, key_id, not_before, not_after, der })
+    let serial = certificate.tbs_certificate.serial.to_string();
+    Ok(Root { anchor, subject, key_id, serial, not_before, not_after, der })
 }
 
 /// The validity of a certificate; moments before 1970 count as 1970.

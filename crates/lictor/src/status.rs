@@ -11,8 +11,10 @@ use std::{
 use lictor_core::{
     CertSource as _, Material,
     consul::{AgentClient, ConsulCertSource, OwnDefinition},
+    material::Root,
 };
 use lictor_proxy::{ConnectionInfo, ListenerState, Sidecar};
+use rustls_pki_types::UnixTime;
 use serde_json::{Value, json};
 use tracing_appender::non_blocking::ErrorCounter;
 
@@ -165,7 +167,6 @@ impl admin::Status for Status {
     fn certs(&self) -> Value {
         let Some(material) = self.material() else { return json!({"generation": null}) };
         let leaf = &material.leaf;
-        let at = |time: rustls_pki_types::UnixTime| admin::rfc3339(UNIX_EPOCH + Duration::from_secs(time.as_secs()));
         json!({
             "generation": material.generation,
             "leaf": {
@@ -179,14 +180,7 @@ impl admin::Status for Status {
             "roots": {
                 "generation": material.roots.generation(),
                 "trust_domain": material.roots.trust_domain().as_str(),
-                "roots": material.roots.anchors().iter().map(|root| {
-                    let (not_before, not_after) = root.validity();
-                    json!({
-                        "not_before": at(not_before),
-                        "not_after": at(not_after),
-                        "bytes": root.certificate().len(),
-                    })
-                }).collect::<Vec<_>>(),
+                "roots": material.roots.anchors().iter().map(|each| root(each, now())).collect::<Vec<_>>(),
                 "ignored": material.roots.ignored(),
             },
         })
@@ -200,6 +194,24 @@ impl admin::Status for Status {
             "ended": self.records.of(&own),
         })
     }
+}
+
+/// A root as an operator finds it in Consul's list: `serial` is `SerialNumber` there, `key_id` is `SigningKeyID`.
+fn root(root: &Root, now: u64) -> Value {
+    let (not_before, not_after) = root.validity();
+    json!({
+        "subject": root.subject(),
+        "serial": root.serial(),
+        "key_id": root.key_id(),
+        "not_before": at(not_before),
+        "not_after": at(not_after),
+        "expired": now > not_after.as_secs(),
+        "bytes": root.certificate().len(),
+    })
+}
+
+fn at(time: UnixTime) -> String {
+    admin::rfc3339(UNIX_EPOCH + Duration::from_secs(time.as_secs()))
 }
 
 fn connection(info: &ConnectionInfo) -> Value {
@@ -224,4 +236,25 @@ fn connection(info: &ConnectionInfo) -> Value {
 
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use lictor_core::Roots;
+
+    use super::*;
+
+    #[test]
+    fn a_root_is_shown_by_what_consul_calls_it_and_whether_it_has_expired() {
+        let recorded = include_str!("../../core/tests/captures/roots.json");
+        let pem = recorded.split("\"RootCert\": \"").nth(1).and_then(|rest| rest.split('"').next()).expect("a root");
+        let roots = Roots::from_pem(1, "a.consul", [pem.replace("\\n", "\n").as_str()]).expect("a good root");
+        let anchor = &roots.anchors()[0];
+        let last = anchor.validity().1.as_secs();
+        let shown = root(anchor, last);
+        assert_eq!((&shown["serial"], &shown["expired"]), (&json!("7"), &json!(false)));
+        assert!(shown["key_id"].as_str().expect("it has one").starts_with("b2:d0:36:93:"), "{shown}");
+        assert!(shown["subject"].as_str().expect("it has one").contains(".consul.ca."), "{shown}");
+        assert_eq!(root(anchor, last + 1)["expired"], json!(true));
+    }
 }

@@ -84,4 +84,21 @@ mod tests {
             assert!(roots.trust_domain().as_str().ends_with(".consul"));
         }
     }
+
+    #[test]
+    fn a_root_is_named_by_the_serial_and_key_id_that_consul_shows() {
+        let body = captured!("v122-roots-four");
+        let shown: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        let shown: Vec<(String, String)> = shown["Roots"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|root| (root["SerialNumber"].to_string(), root["SigningKeyID"].as_str().unwrap().to_owned()))
+            .collect();
+        let roots = parse(&body).unwrap();
+        let ours: Vec<(String, String)> =
+            roots.anchors().iter().map(|root| (root.serial().to_owned(), root.key_id().unwrap())).collect();
+        assert_eq!(ours, shown);
+        assert!(roots.anchors().iter().all(|root| root.subject().contains(".consul.ca.")), "{roots:?}");
+    }
 }
