@@ -208,30 +208,36 @@ impl Mesh {
         }
     }
 
-    /// Reads files again: the token, and what the configuration file says about listeners, upstreams and limits.
+    /// Reads files again: the token, and what the configuration file says about listeners, upstreams and limits. One
+    /// line of the log says what of it counts now and what waits for a restart.
     pub(crate) fn reload(&self, flags: &ProxyFlags) {
-        match self.status.client.reload_token() {
-            Ok(true) => tracing::info!("the token file holds another token, which is used from now on"),
-            Ok(false) => {}
-            Err(error) => tracing::warn!(%error, "the last token stays in use"),
-        }
+        let token = match self.status.client.reload_token() {
+            Ok(true) => "another one is used from now on".to_owned(),
+            Ok(false) => "unchanged".to_owned(),
+            Err(error) => format!("the last one stays in use: {error}"),
+        };
         let settings = match Settings::resolve(flags, &Environment::of_process()) {
             Ok(settings) => settings,
             Err(failure) => {
-                tracing::error!("the configuration is not taken over, the last one stays: {failure}");
+                tracing::error!(token, "the configuration is not taken over, the last one stays: {failure}");
                 return;
             }
         };
-        let (Mode::Static(sidecar), Some(running)) = (&settings.mode, self.status.running.get()) else {
-            tracing::info!("files were read again");
-            return;
+        let needs_restart = self.settings.fixed_by_start(&settings);
+        let taken_over = match (&settings.mode, self.status.running.get()) {
+            (Mode::Static(sidecar), Some(running)) if *self.status.name == *sidecar.service.as_str() => {
+                let applied = running.sidecar.apply(definition::of_static(sidecar, &settings));
+                log_applied(&applied);
+                if applied.failed.is_empty() {
+                    "listeners, upstreams and limits"
+                } else {
+                    "a part, see the errors above"
+                }
+            }
+            (Mode::Static(_), _) => "nothing: another service needs a restart",
+            _ => "nothing: the registration says it all and is followed anyway",
         };
-        if *self.status.name != *sidecar.service.as_str() {
-            tracing::error!("another service needs a restart; the last configuration stays");
-            return;
-        }
-        log_applied(&running.sidecar.apply(definition::of_static(sidecar, &settings)));
-        tracing::info!("files were read again");
+        tracing::info!(token, taken_over, ?needs_restart, "files were read again");
     }
 
     /// Deregisters, lets connections finish, and says how that went.

@@ -213,6 +213,33 @@ impl Settings {
         })
     }
 
+    /// What `newer` says differently and only a restart takes over, as the keys of the file.
+    pub(crate) fn fixed_by_start(&self, newer: &Self) -> Vec<&'static str> {
+        let (mode, register, described) = match (&self.mode, &newer.mode) {
+            (Mode::Static(ours), Mode::Static(theirs)) => {
+                (ours.service != theirs.service, ours.register != theirs.register, true)
+            }
+            (ours, theirs) => (ours != theirs, false, false),
+        };
+        let limits = !described && (self.limits != newer.limits || self.inbound_limits != newer.inbound_limits);
+        [
+            ("service", mode),
+            ("register", register),
+            ("limits", limits),
+            ("agent", self.agent != newer.agent),
+            ("tls", self.backend.name != newer.backend.name || self.tls != newer.tls),
+            ("peers", self.peers != newer.peers),
+            ("registration", self.registration != newer.registration),
+            ("workers", self.workers != newer.workers),
+            ("admin", self.admin != newer.admin),
+            ("log", self.log != newer.log),
+            ("drain", self.drain != newer.drain || self.settle != newer.settle),
+        ]
+        .into_iter()
+        .filter_map(|(key, differs)| differs.then_some(key))
+        .collect()
+    }
+
     fn of_file(file: File, managed: bool, mut warnings: Vec<String>) -> Result<Self, Failure> {
         let File {
             proxy_id,

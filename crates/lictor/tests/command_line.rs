@@ -1,9 +1,12 @@
 //! The built binary at its edges: exit codes and the one message that comes with each.
 
 use std::{
+    io::{BufRead as _, BufReader},
     net::TcpListener,
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
 };
+
+use rustix::process::{Pid, Signal, kill_process};
 
 fn lictor(arguments: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lictor"));
@@ -107,4 +110,38 @@ fn an_unparsable_variable_ends_with_3() {
     let output = lictor("proxy -service web").env("CONSUL_HTTP_SSL_VERIFY", "maybe").output().expect("the binary runs");
     assert_eq!(output.status.code(), Some(3));
     assert!(String::from_utf8_lossy(&output.stderr).contains("CONSUL_HTTP_SSL_VERIFY"));
+}
+
+#[test]
+fn a_hangup_says_in_one_line_what_counts_now_and_what_waits_for_a_restart() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("lictor.hcl");
+    // Nobody listens on port 9 of loopback as a rule, and whoever did would be no agent.
+    let agent = "admin {\n  address = \"off\"\n}\nagent {\n  address = \"127.0.0.1:9\"\n}\n";
+    std::fs::write(&path, format!("service = \"web\"\n{agent}")).expect("written");
+    let mut child = lictor(&format!("proxy -config {}", path.display()))
+        .env("NO_COLOR", "1")
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary runs");
+    let mut log = BufReader::new(child.stderr.take().expect("a pipe")).lines();
+    let mut line_with = |word: &str| {
+        // The log ends when the process does, so this does not wait for ever.
+        let line = log.by_ref().map_while(Result::ok).find(|line| line.contains(word));
+        line.unwrap_or_else(|| panic!("no line with {word:?}"))
+    };
+    line_with("not ready yet");
+    std::fs::write(&path, format!("service = \"web\"\nworkers = 1\ndrain {{\n  timeout = \"1s\"\n}}\n{agent}"))
+        .expect("written");
+    let pid = Pid::from_child(&child);
+    kill_process(pid, Signal::HUP).expect("it runs");
+    let line = line_with("files were read again");
+    assert!(line.contains("listeners, upstreams and limits"), "{line}");
+    assert!(line.contains("needs_restart=[") && line.contains("\"drain\""), "{line}");
+    std::fs::write(&path, "serivce = \"web\"\n").expect("written");
+    kill_process(pid, Signal::HUP).expect("it runs");
+    let line = line_with("not taken over");
+    assert!(line.contains("lictor.hcl:1: serivce: there is no such key"), "{line}");
+    kill_process(pid, Signal::TERM).expect("it runs");
+    assert_eq!(child.wait().expect("it ends").code(), Some(0));
 }

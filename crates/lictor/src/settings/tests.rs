@@ -254,6 +254,25 @@ fn a_value_that_makes_no_sense_is_blamed_on_the_topmost_that_said_it() {
 }
 
 #[test]
+fn what_only_a_restart_takes_over_is_named_by_its_keys() {
+    let before = settings("-service web -upstream db:1", []);
+    let differs = |line: &str| before.fixed_by_start(&settings(line, []));
+    let nothing: [&str; 0] = [];
+    assert_eq!(differs("-service web -upstream db:1"), nothing);
+    assert_eq!(differs("-service web -upstream db:2 -listen :4567 -service-addr :80"), nothing);
+    assert_eq!(differs("-service other -upstream db:1"), ["service"]);
+    assert_eq!(
+        differs("-service web -tls-min-version 1.3 -http-addr a:1 -admin off -drain-timeout 5s -log-json"),
+        ["agent", "tls", "admin", "log", "drain"]
+    );
+    let followed = settings("-sidecar-for web", []);
+    assert_eq!(
+        followed.fixed_by_start(&settings("-sidecar-for web", [("LICTOR_LIMITS__IDLE_TIMEOUT", "1s")])),
+        ["limits"]
+    );
+}
+
+#[test]
 fn a_managed_proxy_drains_before_its_agent_kills_it() {
     let managed = settings("", [("CONNECT_PROXY_ID", "p"), ("CONNECT_PROXY_TOKEN", "t")]);
     assert_eq!(managed.drain, MANAGED_DRAIN);
