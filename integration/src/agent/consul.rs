@@ -1,0 +1,174 @@
+//! A real `consul` as a child process.
+
+use std::{
+    fmt, fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Stdio,
+};
+
+use anyhow::{Context, Result, bail};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tokio::process::Command;
+
+use super::{MANAGEMENT, Options};
+use crate::{ports, process::Process};
+
+/// A version of Consul, as far as the tests look at it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Version(pub(crate) u32, pub(crate) u32);
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.0, self.1)
+    }
+}
+
+/// A `consul` binary.
+#[derive(Clone, Debug)]
+pub(crate) struct Consul {
+    pub(crate) path: PathBuf,
+    pub(crate) version: Version,
+    /// The first line of `consul version`.
+    pub(crate) banner: String,
+}
+
+impl Consul {
+    /// The binary that `CONSUL_BIN` names, or the one on the `PATH`.
+    pub(crate) fn find() -> Result<Option<Self>> {
+        let named = std::env::var_os("CONSUL_BIN").filter(|name| !name.is_empty());
+        if let Some(path) = named {
+            return Self::at(path.into()).map(Some);
+        }
+        let folders = std::env::var_os("PATH").unwrap_or_default();
+        let found = std::env::split_paths(&folders).map(|folder| folder.join("consul")).find(|path| path.is_file());
+        found.map(Self::at).transpose()
+    }
+
+    fn at(path: PathBuf) -> Result<Self> {
+        let run = std::process::Command::new(&path).arg("version").stdin(Stdio::null()).output();
+        let output = run.with_context(|| format!("cannot run {} version", path.display()))?;
+        let banner = String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().trim().to_owned();
+        let Some(version) = banner.strip_prefix("Consul v").and_then(parse) else {
+            bail!("{} does not say a version but {banner:?}", path.display());
+        };
+        Ok(Self { path, version, banner })
+    }
+}
+
+fn parse(text: &str) -> Option<Version> {
+    let mut parts = text.split(['.', '-', '+']);
+    Some(Version(parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+/// One agent, up or down.
+pub(crate) struct Running {
+    consul: Consul,
+    config: PathBuf,
+    persistent: bool,
+    api: SocketAddr,
+    https: Option<SocketAddr>,
+    process: Option<Process>,
+}
+
+impl Running {
+    /// Writes the configuration; starts nothing yet.
+    pub(crate) fn new(consul: &Consul, folder: &Path, options: &Options) -> Result<Self> {
+        let api = ports::free()?;
+        let https = options.https.as_ref().map(|_| ports::free()).transpose()?;
+        let folder = folder.join(format!("consul-{}", api.port()));
+        fs::create_dir_all(&folder)?;
+        let mut config = config(options, consul.version, api)?;
+        if let (Some(https), Some(files)) = (https, &options.https) {
+            config["ports"]["https"] = json!(https.port());
+            if consul.version >= Version(1, 12) {
+                config["tls"] = json!({
+                    "https": { "ca_file": files.ca, "cert_file": files.cert, "key_file": files.key, "verify_incoming": true },
+                });
+            } else {
+                config["ca_file"] = json!(files.ca);
+                config["cert_file"] = json!(files.cert);
+                config["key_file"] = json!(files.key);
+                config["verify_incoming_https"] = json!(true);
+            }
+        }
+        if options.persistent {
+            config["data_dir"] = json!(folder.join("data"));
+            config["server"] = json!(true);
+            config["bootstrap_expect"] = json!(1);
+            config["connect"] = json!({ "enabled": true });
+            config["performance"] = json!({ "raft_multiplier": 1 });
+        }
+        let path = folder.join("agent.json");
+        fs::write(&path, config.to_string())?;
+        Ok(Self { consul: consul.clone(), config: path, persistent: options.persistent, api, https, process: None })
+    }
+
+    pub(crate) fn api(&self) -> SocketAddr {
+        self.api
+    }
+
+    pub(crate) fn https(&self) -> Option<SocketAddr> {
+        self.https
+    }
+
+    pub(crate) fn start(&mut self) -> Result<()> {
+        let mut command = Command::new(&self.consul.path);
+        command.arg("agent").arg("-config-file").arg(&self.config);
+        // Whoever runs the tests may have set these for another agent.
+        command.env_remove("CONSUL_HTTP_TOKEN").env_remove("CONSUL_HTTP_ADDR");
+        if !self.persistent {
+            command.arg("-dev");
+        }
+        self.process = Some(Process::start("consul", &mut command)?);
+        Ok(())
+    }
+
+    pub(crate) async fn kill(&mut self) -> Result<()> {
+        match self.process.take() {
+            Some(mut process) => process.kill().await,
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
+        self.process.as_ref().context("the agent is down")?.signal(signal)
+    }
+}
+
+/// The configuration that process and container share.
+pub(crate) fn config(options: &Options, version: Version, api: SocketAddr) -> Result<Value> {
+    let mut config = json!({
+        "ports": {
+            "http": api.port(), "dns": -1, "grpc": -1, "serf_wan": -1,
+            "server": ports::free()?.port(), "serf_lan": ports::free()?.port(),
+        },
+        "bind_addr": "127.0.0.1",
+        "client_addr": "127.0.0.1",
+        "node_name": "tests",
+        "log_level": "warn",
+    });
+    if version >= Version(1, 14) {
+        config["ports"]["grpc_tls"] = json!(-1);
+    }
+    if let Some(socket) = &options.unix_socket {
+        config["addresses"] = json!({ "http": format!("127.0.0.1 unix://{}", socket.display()) });
+    }
+    if let Some(default) = options.acl {
+        let first = if version >= Version(1, 11) { "initial_management" } else { "master" };
+        config["acl"] =
+            json!({ "enabled": true, "default_policy": default, "tokens": { first: MANAGEMENT, "agent": MANAGEMENT } });
+    }
+    if let Some(limit) = options.connection_limit {
+        config["limits"] = json!({ "http_max_conns_per_client": limit });
+    }
+    if version < Version(1, 9) && version >= Version(1, 6) {
+        config["enable_central_service_config"] = json!(true);
+    }
+    if version < Version(1, 6) {
+        config["connect"] =
+            json!({ "enabled": true, "proxy": { "allow_managed_api_registration": true, "allow_managed_root": true } });
+    }
+    Ok(config)
+}

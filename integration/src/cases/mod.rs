@@ -1,0 +1,30 @@
+//! The cases. Those of a numbered conformance case begin with its number; `README.md` lists them.
+
+mod a_start;
+mod b_certificates;
+mod c_inbound;
+mod d_outbound;
+mod e_stream;
+mod f_changes;
+mod g_lifecycle;
+mod h_managed;
+mod i_observability;
+pub(crate) mod table;
+
+use crate::runner::Case;
+
+/// All cases, in the order of the table.
+pub(crate) fn all() -> Vec<Case> {
+    [
+        a_start::CASES,
+        b_certificates::CASES,
+        c_inbound::CASES,
+        d_outbound::CASES,
+        e_stream::CASES,
+        f_changes::CASES,
+        g_lifecycle::CASES,
+        h_managed::CASES,
+        i_observability::CASES,
+    ]
+    .concat()
+}

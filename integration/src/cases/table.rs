@@ -1,0 +1,57 @@
+//! The table in `README.md` and the names of the cases agree.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Result, ensure};
+
+const README: &str = include_str!("../../README.md");
+
+/// How many numbered cases each group has. `D6a` stands beside `D6`.
+const GROUPS: &[(char, u32)] =
+    &[('A', 20), ('B', 22), ('C', 33), ('D', 24), ('E', 9), ('F', 11), ('G', 9), ('H', 8), ('I', 7)];
+
+/// Every numbered case has a row, every row names cases that exist or says why none does, and every case whose name
+/// begins with a number stands in the row of that number.
+pub(crate) fn check() -> Result<()> {
+    let all = super::all();
+    let names: BTreeSet<&str> = all.iter().map(|case| case.name).collect();
+    ensure!(names.len() == all.len(), "two cases have one name");
+    let mut wanted: BTreeSet<String> =
+        GROUPS.iter().flat_map(|(group, count)| (1..=*count).map(move |number| format!("{group}{number}"))).collect();
+    wanted.insert("D6a".to_owned());
+    let mut listed = BTreeSet::new();
+    for row in README.lines().filter_map(|line| line.strip_prefix("| ")) {
+        let mut cells = row.split(" | ");
+        let (Some(number), Some(what)) = (cells.next(), cells.next()) else { continue };
+        if !wanted.contains(number) && number != "–" {
+            continue;
+        }
+        wanted.remove(number);
+        let named: Vec<&str> = what.split('`').skip(1).step_by(2).collect();
+        ensure!(!named.is_empty() || what.len() > 20, "{number} names no case and gives no reason");
+        for name in named {
+            ensure!(names.contains(name), "the table names {name}, which does not exist");
+            let prefix = name.split('_').next().unwrap_or_default();
+            ensure!(
+                number == "–" || prefix == number.to_lowercase() || !is_number(prefix),
+                "{name} stands in the row of {number}"
+            );
+            listed.insert(name);
+            let Some(case) = all.iter().find(|case| case.name == name) else { continue };
+            for why in case.limits() {
+                ensure!(row.contains(why), "the row of {name} does not say: {why}");
+            }
+            ensure!(!case.is_drill() || row.contains("drill"), "the row of {name} does not say that it is a drill");
+        }
+    }
+    ensure!(wanted.is_empty(), "without a row in the table: {wanted:?}");
+    let missing: Vec<_> = names.iter().filter(|name| !listed.contains(**name)).collect();
+    ensure!(missing.is_empty(), "cases without a place in the table: {missing:?}");
+    Ok(())
+}
+
+fn is_number(prefix: &str) -> bool {
+    let mut letters = prefix.chars();
+    letters.next().is_some_and(|group| ('a'..='i').contains(&group))
+        && letters.next().is_some_and(|c| c.is_ascii_digit())
+}
