@@ -11,6 +11,7 @@ mod agent;
 mod app;
 mod cases;
 mod forge;
+mod helper;
 mod lictor;
 mod peer;
 mod ports;
@@ -19,4 +20,4 @@ mod runner;
 mod wait;
 mod world;
 
-pub use crate::runner::run;
+pub use crate::{helper::run_if_asked as run_helper_if_asked, runner::run};

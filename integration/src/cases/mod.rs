@@ -8,7 +8,10 @@ mod e_stream;
 mod f_changes;
 mod g_lifecycle;
 mod h_managed;
+mod holds;
 mod i_observability;
+mod input;
+mod interop;
 pub(crate) mod table;
 
 use crate::runner::Case;
@@ -25,6 +28,9 @@ pub(crate) fn all() -> Vec<Case> {
         g_lifecycle::CASES,
         h_managed::CASES,
         i_observability::CASES,
+        holds::CASES,
+        input::CASES,
+        interop::CASES,
     ]
     .concat()
 }
