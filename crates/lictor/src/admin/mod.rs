@@ -20,13 +20,20 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
+    sync::Semaphore,
+};
 
 /// How many connections are served at once. Scrapers and probes need a handful.
 const CONNECTIONS: usize = 64;
 
 /// How long a client may take to send the head of a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a client may take in all: one that does not read its answer would hold its place for ever.
+const WHOLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What the pages show.
 pub(crate) trait Status: Send + Sync + 'static {
@@ -65,19 +72,24 @@ pub(crate) async fn serve(listener: TcpListener, status: Arc<dyn Status>, any_ho
                 continue;
             }
         };
-        let service = TowerToHyperService::new(router.clone());
+        let router = router.clone();
         tokio::spawn(async move {
-            // A client that breaks off is its own affair.
-            let _ = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEAD_TIMEOUT)
-                .keep_alive(false)
-                .max_buf_size(16 * 1024)
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
+            talk(stream, router).await;
             drop(slot);
         });
     }
+}
+
+/// Answers one request.
+async fn talk(stream: impl AsyncRead + AsyncWrite + Unpin, router: Router) {
+    let served = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .keep_alive(false)
+        .max_buf_size(16 * 1024)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    // A client that breaks off is its own affair, and so is one that is too slow.
+    let _ = tokio::time::timeout(WHOLE_TIMEOUT, served).await;
 }
 
 /// Binds `address`.
@@ -184,6 +196,15 @@ mod tests {
         assert!(answer.ends_with(r#"{"ready":false,"pending":["leaf"],"problems":[]}"#), "{answer}");
         let answer = get(Ready { ready: true, ..Ready::default() }, "/ready", "localhost").await;
         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_does_not_read_its_answer_makes_room_in_the_end() {
+        let (mut client, served) = tokio::io::duplex(48);
+        client.write_all(b"GET /live HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+        let talking = talk(served, router(Arc::new(Fixed(Ready::default())), false));
+        assert!(tokio::time::timeout(WHOLE_TIMEOUT * 2, talking).await.is_ok());
+        drop(client);
     }
 
     #[tokio::test]
