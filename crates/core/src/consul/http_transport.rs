@@ -1,6 +1,6 @@
 //! Plain HTTP and unix sockets to the agent.
 
-use std::{error::Error as _, time::Duration};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -119,15 +119,12 @@ fn failed(error: reqwest::Error) -> TransportError {
     if error.is_connect() { TransportError::Connect(words(error)) } else { TransportError::Broken(words(error)) }
 }
 
-/// The error with its causes, which is where the library says what happened.
+/// The last cause, which is where the library says what happened: those above it name its own layers.
 fn words(error: reqwest::Error) -> String {
     let error = error.without_url();
-    let mut words = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        words.push_str(": ");
-        words.push_str(&error.to_string());
-        cause = error.source();
+    let mut last: &dyn std::error::Error = &error;
+    while let Some(cause) = last.source() {
+        last = cause;
     }
-    words
+    last.to_string()
 }
