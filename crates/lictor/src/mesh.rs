@@ -412,7 +412,10 @@ async fn look_up(client: &AgentClient, service: &str, settings: &Settings) -> Re
             _ => {
                 let https = matches!(address.endpoint(), Endpoint::Https(_));
                 let certificates = if https { ", its CA (-ca-file) and whether it asks for -client-cert" } else { "" };
-                format!("\n    The agent is looked for at {address}; check -http-addr, the token{certificates}.")
+                format!(
+                    "\n    The agent is looked for at {address}; check that it runs there, -http-addr, the \
+                     token{certificates}."
+                )
             }
         };
         Failure::new(Exit::Agent, format!("{error}{advice}"))

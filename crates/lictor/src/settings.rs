@@ -429,7 +429,7 @@ fn static_sidecar(
             .key("service")
     })?;
     let within = |problem: Problem, key: &str| problem.key(key).key("inbound");
-    let listen = inbound.listen.as_ref().map(|Text(text)| listen_address(text)).transpose();
+    let listen = inbound.listen.as_ref().map(|Text(text)| listen_address(text, "\"127.0.0.1:21000\"")).transpose();
     let listen = listen.map_err(|problem| within(problem, "listen"))?;
     let inbound = match (&listen, &inbound.app) {
         (Some((bind, ..)), Some(Text(app))) => Some((*bind, target(app).map_err(|problem| within(problem, "app"))?)),
@@ -607,7 +607,8 @@ fn admin_settings(written: &schema::Admin) -> Result<Admin, Failure> {
     if text == "off" {
         return Ok(Admin::Off);
     }
-    let (address, _) = listen_address(text).map_err(|problem| problem.key("address").key("admin"))?;
+    let (address, _) = listen_address(text, "\"127.0.0.1:19100\", or \"off\"")
+        .map_err(|problem| problem.key("address").key("admin"))?;
     if !address.ip().is_loopback() && !written.allow_remote.is_some_and(|switch| switch.0) {
         return Err(Problem::new(format!(
             "{address} can be reached from other hosts, and the admin listener asks nobody for a password"
@@ -621,10 +622,10 @@ fn admin_settings(written: &schema::Admin) -> Result<Admin, Failure> {
 }
 
 /// Reads `[host]:port`; the host as it was written comes second. No host means all addresses.
-fn listen_address(text: &str) -> Result<(SocketAddr, String), Problem> {
+fn listen_address(text: &str, example: &str) -> Result<(SocketAddr, String), Problem> {
     let wrong = || {
         Problem::new(format!("\"{text}\" is no address to listen on"))
-            .instead("write host:port or :port, such as \"127.0.0.1:21000\"")
+            .instead(format!("write host:port or :port, such as {example}"))
     };
     let (host, port) = host_port(text).ok_or_else(wrong)?;
     let address = if host.is_empty() { Some((Ipv4Addr::UNSPECIFIED, port).into()) } else { resolve(&host, port) };

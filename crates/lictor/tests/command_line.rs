@@ -3,10 +3,20 @@
 use std::{
     io::{BufRead as _, BufReader},
     net::TcpListener,
-    process::{Command, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
 };
 
 use rustix::process::{Pid, Signal, kill_process};
+
+/// A process that does not outlive its test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
 
 fn lictor(arguments: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lictor"));
@@ -43,6 +53,10 @@ fn a_wrong_command_line_ends_with_2() {
         ("proxy -service web -listen :4567", "-service-addr"),
         ("proxy -service web -register", "-register needs -listen"),
         ("proxy -service web -log-level chatty", "chatty"),
+        ("proxy -service web -workers x", "expected a whole number of at least 1, found the text \"x\""),
+        ("proxy -service web -tls-min-version 1.1", "\"1.1\" is not one of the choices; known here: 1.2, 1.3"),
+        #[cfg(feature = "dev")]
+        ("agent -http-addr foo", "such as 127.0.0.1:8500"),
     ] {
         let (code, _, stderr) = run(arguments);
         assert_eq!(code, Some(2), "{arguments}: {stderr}");
@@ -94,6 +108,8 @@ fn a_lookup_that_no_agent_answers_ends_with_4() {
     let (code, _, stderr) = run(&format!("proxy -sidecar-for web -admin off -http-addr {free}"));
     assert_eq!(code, Some(4), "{stderr}");
     assert!(stderr.contains(&free.to_string()), "{stderr}");
+    assert!(stderr.contains("cannot connect to the agent: Connection refused"), "{stderr}");
+    assert!(stderr.contains("check that it runs there"), "{stderr}");
 }
 
 #[test]
@@ -116,15 +132,19 @@ fn an_unparsable_variable_ends_with_3() {
 fn a_hangup_says_in_one_line_what_counts_now_and_what_waits_for_a_restart() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("lictor.hcl");
-    // Nobody listens on port 9 of loopback as a rule, and whoever did would be no agent.
-    let agent = "admin {\n  address = \"off\"\n}\nagent {\n  address = \"127.0.0.1:9\"\n}\n";
+    // An agent that never answers.
+    let silent = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let agent = silent.local_addr().expect("its address");
+    let agent = format!("admin {{\n  address = \"off\"\n}}\nagent {{\n  address = \"{agent}\"\n}}\n");
     std::fs::write(&path, format!("service = \"web\"\n{agent}")).expect("written");
-    let mut child = lictor(&format!("proxy -config {}", path.display()))
-        .env("NO_COLOR", "1")
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the binary runs");
-    let mut log = BufReader::new(child.stderr.take().expect("a pipe")).lines();
+    let mut child = Running(
+        lictor(&format!("proxy -config {}", path.display()))
+            .env("NO_COLOR", "1")
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary runs"),
+    );
+    let mut log = BufReader::new(child.0.stderr.take().expect("a pipe")).lines();
     let mut line_with = |word: &str| {
         // The log ends when the process does, so this does not wait for ever.
         let line = log.by_ref().map_while(Result::ok).find(|line| line.contains(word));
@@ -133,7 +153,7 @@ fn a_hangup_says_in_one_line_what_counts_now_and_what_waits_for_a_restart() {
     line_with("not ready yet");
     std::fs::write(&path, format!("service = \"web\"\nworkers = 1\ndrain {{\n  timeout = \"1s\"\n}}\n{agent}"))
         .expect("written");
-    let pid = Pid::from_child(&child);
+    let pid = Pid::from_child(&child.0);
     kill_process(pid, Signal::HUP).expect("it runs");
     let line = line_with("files were read again");
     assert!(line.contains("listeners, upstreams and limits"), "{line}");
@@ -143,5 +163,5 @@ fn a_hangup_says_in_one_line_what_counts_now_and_what_waits_for_a_restart() {
     let line = line_with("not taken over");
     assert!(line.contains("lictor.hcl:1: serivce: there is no such key"), "{line}");
     kill_process(pid, Signal::TERM).expect("it runs");
-    assert_eq!(child.wait().expect("it ends").code(), Some(0));
+    assert_eq!(child.0.wait().expect("it ends").code(), Some(0));
 }

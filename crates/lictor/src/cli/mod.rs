@@ -175,7 +175,13 @@ pub(crate) fn command() -> Command {
     root.subcommand(
         Command::new("validate")
             .about("Check a configuration file without starting anything")
-            .arg(Arg::new("FILE").required(true).value_parser(clap::value_parser!(PathBuf))),
+            .arg(
+                Arg::new("FILE")
+                    .help("Configuration file: .hcl, .toml, .json or .yaml")
+                    .required(true)
+                    .value_parser(clap::value_parser!(PathBuf)),
+            )
+            .after_help("Example:\n  lictor validate /etc/lictor/web.hcl"),
     )
     .subcommand(Command::new("version").about("Print the version and what is linked"))
 }
@@ -254,14 +260,19 @@ fn agent_command() -> Command {
              certificate authority in memory. It is for development and tests, never for production.",
         )
         .args_override_self(true)
-        .arg(text("http-addr", "ADDR", "Address of the API [default: 127.0.0.1:8500]").value_parser(clap::value_parser!(std::net::SocketAddr)))
-        .arg(text("control", "ADDR", "Address of the listener by which tests make it misbehave").value_parser(clap::value_parser!(std::net::SocketAddr)))
+        .arg(text("http-addr", "ADDR", "Address of the API [default: 127.0.0.1:8500]").value_parser(socket_address))
+        .arg(text("control", "ADDR", "Address of the listener by which tests make it misbehave").value_parser(socket_address))
         .arg(text("unix-socket", "PATH", "A unix socket that serves the same API").value_parser(clap::value_parser!(PathBuf)))
         .arg(text("datacenter", "DC", "Its datacenter [default: dc1]"))
         .arg(flag("classic", "Speak the dialect of Consul 1.10 instead of today's"))
         .arg(text("leaf-ttl", "TIME", "How long leaf certificates live [default: 72h]").value_parser(humantime::parse_duration))
         .arg(flag("ready-json", "Print one line of JSON on standard output when it listens"))
         .after_help("Example:\n  lictor agent -http-addr 127.0.0.1:8500")
+}
+
+#[cfg(feature = "dev")]
+fn socket_address(text: &str) -> Result<std::net::SocketAddr, String> {
+    text.parse().map_err(|_| "write an IP address and a port, such as 127.0.0.1:8500".to_owned())
 }
 
 /// A flag with a value.
@@ -383,6 +394,8 @@ mod tests {
             let error = parse(line.split_whitespace().map(OsString::from)).err().expect(line);
             assert_eq!(error.exit_code(), 0, "{line}");
         }
+        let help = parse(["lictor", "validate", "-help"].map(OsString::from)).err().expect("help").to_string();
+        assert!(help.contains(".hcl, .toml, .json or .yaml") && help.contains("lictor validate /etc"), "{help}");
         let help = parse(["lictor", "proxy", "-help"].map(OsString::from)).err().expect("help").to_string();
         assert!(help.contains("lictor proxy -sidecar-for web"), "{help}");
     }

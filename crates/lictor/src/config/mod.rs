@@ -70,7 +70,7 @@ impl Layer {
             let path: Vec<&str> = path.iter().map(String::as_str).collect();
             let mut alone = Node::empty();
             alone.put(&path, value.clone());
-            strict::read_text::<File>(&alone).map_err(|problem| problem.said_by(&origin))?;
+            strict::read_text::<File>(&alone).map_err(|problem| problem.without_quotes().said_by(&origin))?;
             let value = match value {
                 Value::Text(text) if path.last().is_some_and(|key| LISTS.contains(key)) => Value::List(
                     strict::items(&text).map(|item| Node { line: 0, value: Value::Text(item.to_owned()) }).collect(),

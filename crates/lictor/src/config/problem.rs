@@ -45,6 +45,12 @@ impl Problem {
         self.keys.iter().rev().map(String::as_str)
     }
 
+    /// For values that are not written in a file, so that nothing is said about quotes.
+    pub(crate) fn without_quotes(mut self) -> Self {
+        self.what = self.what.replace(", without quotes", "").replace(" without quotes", "").replace(" in quotes", "");
+        self
+    }
+
     /// Whether there is just no such key.
     pub(crate) fn is_unknown_key(&self) -> bool {
         self.unknown_key
@@ -102,7 +108,9 @@ impl serde::de::Error for Problem {
     }
 
     fn unknown_variant(variant: &str, expected: &'static [&'static str]) -> Self {
-        unknown(&format!("\"{variant}\" is not one of the choices"), variant, expected)
+        // There are few choices, and the nearest of "1.2" and "1.3" says nothing.
+        Self::new(format!("\"{variant}\" is not one of the choices"))
+            .instead(format!("known here: {}", expected.join(", ")))
     }
 }
 
