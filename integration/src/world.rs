@@ -72,7 +72,7 @@ impl World {
     }
 
     pub(crate) async fn agent_with(&self, options: Options) -> Result<Agent> {
-        Agent::start_new(&self.kind, self.folder(), options).await
+        Agent::start_new(&self.kind, self, options).await
     }
 
     // ---- the binary -------------------------------------------------------------------------------------------------

@@ -1,11 +1,6 @@
 //! A real `consul` as a child process.
 
-use std::{
-    fmt, fs,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    process::Stdio,
-};
+use std::{fmt, fs, net::SocketAddr, path::PathBuf, process::Stdio};
 
 use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
@@ -13,7 +8,11 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 
 use super::{MANAGEMENT, Options};
-use crate::{ports, process::Process};
+use crate::{
+    ports,
+    process::Process,
+    world::{Outputs, World},
+};
 
 /// A version of Consul, as far as the tests look at it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -50,7 +49,9 @@ impl Consul {
         let run = std::process::Command::new(&path).arg("version").stdin(Stdio::null()).output();
         let output = run.with_context(|| format!("cannot run {} version", path.display()))?;
         let banner = String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().trim().to_owned();
-        let Some(version) = banner.strip_prefix("Consul v").and_then(parse) else {
+        // Builds of old versions that are no releases say it without the v.
+        let version = banner.strip_prefix("Consul ").map(|text| text.trim_start_matches('v')).and_then(parse);
+        let Some(version) = version else {
             bail!("{} does not say a version but {banner:?}", path.display());
         };
         Ok(Self { path, version, banner })
@@ -70,14 +71,15 @@ pub(crate) struct Running {
     api: SocketAddr,
     https: Option<SocketAddr>,
     process: Option<Process>,
+    outputs: Outputs,
 }
 
 impl Running {
     /// Writes the configuration; starts nothing yet.
-    pub(crate) fn new(consul: &Consul, folder: &Path, options: &Options) -> Result<Self> {
+    pub(crate) fn new(consul: &Consul, world: &World, options: &Options) -> Result<Self> {
         let api = ports::free()?;
         let https = options.https.as_ref().map(|_| ports::free()).transpose()?;
-        let folder = folder.join(format!("consul-{}", api.port()));
+        let folder = world.folder().join(format!("consul-{}", api.port()));
         fs::create_dir_all(&folder)?;
         let mut config = config(options, consul.version, api)?;
         if let (Some(https), Some(files)) = (https, &options.https) {
@@ -102,7 +104,15 @@ impl Running {
         }
         let path = folder.join("agent.json");
         fs::write(&path, config.to_string())?;
-        Ok(Self { consul: consul.clone(), config: path, persistent: options.persistent, api, https, process: None })
+        Ok(Self {
+            consul: consul.clone(),
+            config: path,
+            persistent: options.persistent,
+            api,
+            https,
+            process: None,
+            outputs: world.outputs(),
+        })
     }
 
     pub(crate) fn api(&self) -> SocketAddr {
@@ -121,7 +131,9 @@ impl Running {
         if !self.persistent {
             command.arg("-dev");
         }
-        self.process = Some(Process::start("consul", &mut command)?);
+        let process = Process::start("consul", &mut command)?;
+        self.outputs.lock().push(("consul".to_owned(), process.output().clone()));
+        self.process = Some(process);
         Ok(())
     }
 
@@ -141,7 +153,7 @@ impl Running {
 pub(crate) fn config(options: &Options, version: Version, api: SocketAddr) -> Result<Value> {
     let mut config = json!({
         "ports": {
-            "http": api.port(), "dns": -1, "grpc": -1, "serf_wan": -1,
+            "http": api.port(), "dns": -1, "serf_wan": -1,
             "server": ports::free()?.port(), "serf_lan": ports::free()?.port(),
         },
         "bind_addr": "127.0.0.1",
@@ -149,6 +161,9 @@ pub(crate) fn config(options: &Options, version: Version, api: SocketAddr) -> Re
         "node_name": "tests",
         "log_level": "warn",
     });
+    if version >= Version(1, 3) {
+        config["ports"]["grpc"] = json!(-1);
+    }
     if version >= Version(1, 14) {
         config["ports"]["grpc_tls"] = json!(-1);
     }

@@ -17,6 +17,7 @@ use crate::{
     forge::Forge,
     peer::Identity,
     wait::{self, SOON},
+    world::{NotRun, World},
 };
 
 pub(crate) use consul::{Consul, Version};
@@ -92,7 +93,7 @@ enum Inner {
 
 impl Agent {
     /// Starts an agent and waits until it signs certificates.
-    pub(crate) async fn start_new(kind: &Kind, folder: &std::path::Path, options: Options) -> Result<Self> {
+    pub(crate) async fn start_new(kind: &Kind, world: &World, options: Options) -> Result<Self> {
         let mut front = None;
         let mut https = None;
         let (inner, api) = match kind {
@@ -107,7 +108,7 @@ impl Agent {
                 (Inner::Embedded(Box::new(embedded)), api)
             }
             Kind::Consul(consul) => {
-                let mut running = consul::Running::new(consul, folder, &options)?;
+                let mut running = consul::Running::new(consul, world, &options)?;
                 if !options.later {
                     running.start()?;
                 }
@@ -116,10 +117,9 @@ impl Agent {
                 (Inner::Consul(Box::new(tokio::sync::Mutex::new(running))), api)
             }
             Kind::Container(image) => {
-                ensure!(
-                    options.https.is_none() && options.unix_socket.is_none(),
-                    "files are not shared with a container"
-                );
+                if options.https.is_some() || options.unix_socket.is_some() || options.persistent {
+                    bail!(NotRun("a container shares no files with the tests and keeps no state".to_owned()));
+                }
                 let running = container::Running::start(image, &options).await?;
                 let api = running.api();
                 (Inner::Container(Box::new(running)), api)
