@@ -20,7 +20,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::{
     config::InboundConfig,
     handshake::{Shaken, Unshaken, shake},
-    limits::{Slot, Slots},
+    limits::{Handshake, Slot, Slots},
     live::Serving,
     record::{
         ByteCounts, ConnectionCount, Direction, EndReason, HandshakeFailure, InFlightGuard, LimitName, LiveConnection,
@@ -207,7 +207,7 @@ async fn admit(
     tokio::select! {
         biased;
         () = place.given_up() => Err(failed(EndReason::Handshake(HandshakeFailure::GivenUp), "")),
-        admitted = timeout_at(deadline, prove_and_permit(shared, &serving, stream, deadline, || place.greeted())) => {
+        admitted = timeout_at(deadline, prove_and_permit(shared, &serving, stream, deadline, &place)) => {
             admitted.map_err(timeout)?
         }
     }
@@ -218,7 +218,7 @@ async fn prove_and_permit(
     serving: &Arc<Serving>,
     stream: &mut TcpStream,
     deadline: Instant,
-    greeted: impl Fn(),
+    place: &Handshake,
 ) -> Result<Admitted, Unshaken> {
     let failed = |reason, detail: String| Unshaken::Failed(reason, detail);
     let internal = |error: lictor_core::SessionError| failed(EndReason::Internal, error.to_string());
@@ -227,11 +227,12 @@ async fn prove_and_permit(
     let own = serving.material.leaf.identity();
     let session = serving.context.accept().map_err(internal)?;
     let judge = || shared.live.judge(ExpectedPeer::ClientOf(own.clone()), serving);
-    let shaken = shake(stream, session, judge, greeted).await;
+    let shaken = shake(stream, session, judge, || place.greeted()).await;
     if let Err(Unshaken::Refused(EndReason::Rejected(reason), _)) = &shaken {
         shared.live.rejected(*reason);
     }
     let shaken = shaken?;
+    place.proven();
     let handshake = began.elapsed();
     metrics.handshake.record(handshake);
     let peer = &shaken.established.peer;

@@ -9,11 +9,13 @@ use std::{
     net::{IpAddr, Ipv6Addr},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use parking_lot::Mutex;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::record::LimitName;
@@ -46,6 +48,10 @@ pub fn raise_descriptor_limit() -> u64 {
     }
     descriptor_limit()
 }
+
+/// How long an honest peer takes for its side of a handshake at most, links across oceans and busy hosts included.
+/// After that it may go for a new one, when there is no other room.
+const HONEST_HANDSHAKE: Duration = Duration::from_secs(2);
 
 /// Counts slots up to a bound that may change.
 #[derive(Debug)]
@@ -109,8 +115,23 @@ struct Table {
 #[derive(Debug)]
 struct Entry {
     source: IpAddr,
-    greeted: Arc<AtomicBool>,
+    stage: Arc<AtomicU8>,
+    began: Instant,
     given_up: CancellationToken,
+}
+
+/// How far a handshake has come, as far as giving it up is concerned.
+const SILENT: u8 = 0;
+const GREETED: u8 = 1;
+const PROVEN: u8 = 2;
+
+impl Entry {
+    /// Whether it may go for a new one: at once while it has sent no whole hello, after a moment while it has proven
+    /// nothing. One that is proven waits for our own authorizer, and stays.
+    fn may_go(&self, stage: u8, now: Instant) -> bool {
+        self.stage.load(Ordering::Relaxed) == stage
+            && (stage == SILENT || now.saturating_duration_since(self.began) >= HONEST_HANDSHAKE)
+    }
 }
 
 impl Handshakes {
@@ -132,7 +153,8 @@ impl Handshakes {
         self.table.lock().under_way.len()
     }
 
-    /// A place for a handshake with `source`, giving up the oldest that is silent where all are taken.
+    /// A place for a handshake with `source`. Where all are taken, the oldest that is silent is given up for it, and if
+    /// none is, the oldest that has proven nothing for longer than an honest peer takes.
     pub(crate) fn begin(self: &Arc<Self>, source: IpAddr) -> Result<Handshake, LimitName> {
         let source = network(source);
         let mut table = self.table.lock();
@@ -140,19 +162,22 @@ impl Handshakes {
         // A source that is over its share pays with its own oldest silent handshake, before anybody else does.
         let own_share = of_source >= self.most_per_source.load(Ordering::Relaxed);
         if own_share || table.under_way.len() >= self.most.load(Ordering::Relaxed) {
-            let silent =
-                |entry: &Entry| !entry.greeted.load(Ordering::Relaxed) && (!own_share || entry.source == source);
-            let oldest = table.under_way.iter().find(|(_, entry)| silent(entry)).map(|(number, _)| *number);
+            let now = Instant::now();
+            let oldest = [SILENT, GREETED].into_iter().find_map(|stage| {
+                let may_go = |entry: &Entry| entry.may_go(stage, now) && (!own_share || entry.source == source);
+                table.under_way.iter().find(|(_, entry)| may_go(entry)).map(|(number, _)| *number)
+            });
             let Some(oldest) = oldest else {
                 return Err(if own_share { LimitName::HandshakesPerSource } else { LimitName::Handshakes });
             };
             table.remove(oldest);
         }
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let (greeted, given_up) = (Arc::new(AtomicBool::new(false)), CancellationToken::new());
+        let (stage, given_up) = (Arc::new(AtomicU8::new(SILENT)), CancellationToken::new());
         *table.by_source.entry(source).or_default() += 1;
-        table.under_way.insert(number, Entry { source, greeted: greeted.clone(), given_up: given_up.clone() });
-        Ok(Handshake { number, greeted, given_up, all: self.clone() })
+        let entry = Entry { source, stage: stage.clone(), began: Instant::now(), given_up: given_up.clone() };
+        table.under_way.insert(number, entry);
+        Ok(Handshake { number, stage, given_up, all: self.clone() })
     }
 }
 
@@ -173,7 +198,7 @@ impl Table {
 #[derive(Debug)]
 pub(crate) struct Handshake {
     number: u64,
-    greeted: Arc<AtomicBool>,
+    stage: Arc<AtomicU8>,
     given_up: CancellationToken,
     all: Arc<Handshakes>,
 }
@@ -181,7 +206,12 @@ pub(crate) struct Handshake {
 impl Handshake {
     /// The peer has sent a whole hello.
     pub(crate) fn greeted(&self) {
-        self.greeted.store(true, Ordering::Relaxed);
+        self.stage.store(GREETED, Ordering::Relaxed);
+    }
+
+    /// The peer has proven who it is.
+    pub(crate) fn proven(&self) {
+        self.stage.store(PROVEN, Ordering::Relaxed);
     }
 
     /// Returns when the place was given to somebody else.
@@ -236,6 +266,21 @@ mod tests {
         drop(first);
         assert!(all.begin(host(4)).is_ok());
         assert_eq!(all.under_way(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_greets_and_then_falls_silent_goes_after_a_moment_and_a_proven_one_stays() {
+        let all = Handshakes::new(2, 2);
+        let (stuck, proven) = (all.begin(host(1)).unwrap(), all.begin(host(2)).unwrap());
+        stuck.greeted();
+        proven.proven();
+        assert_eq!(all.begin(host(3)).unwrap_err(), LimitName::Handshakes);
+        tokio::time::advance(HONEST_HANDSHAKE).await;
+        let good = all.begin(host(3)).unwrap();
+        stuck.given_up().await;
+        good.proven();
+        assert!(!proven.given_up.is_cancelled());
+        assert_eq!(all.begin(host(4)).unwrap_err(), LimitName::Handshakes);
     }
 
     #[tokio::test]
