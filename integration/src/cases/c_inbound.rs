@@ -281,7 +281,8 @@ async fn c16_a_percent_encoded_name_is_refused_unless_allowed(world: Arc<World>)
 }
 
 async fn c17_every_failure_of_authorize_refuses_under_its_own_name(world: Arc<World>) -> Result<()> {
-    let api = world.inbound(Manner::Greet).await?;
+    let config = json!({ "handshake_timeout_ms": 2000 });
+    let api = world.inbound_with(Manner::Greet, Options::default(), config, &[]).await?;
     let handle = api.agent.handle()?;
     let client = api.client("web").await?;
     let status = |status| Fault::Status { status, body: String::new() };
