@@ -175,7 +175,7 @@ pub struct Established {
 pub struct TlsFacts {
     /// `TLSv1.2` or `TLSv1.3`.
     pub version: &'static str,
-    /// The cipher suite, as `TLS13_AES_128_GCM_SHA256`.
+    /// The cipher suite, as `TLS_AES_128_GCM_SHA256`.
     pub suite: &'static str,
     /// The group of the key exchange, as `X25519MLKEM768`.
     pub group: &'static str,

@@ -2,7 +2,8 @@
 //!
 //! Established connections and handshakes under way are capped apart, so that peers which never finish a handshake
 //! cannot use up the room of those that have. When the handshakes are full, the oldest one that has not sent a whole
-//! hello is given up for the new one: an attacker's idle sockets make room for a good client, not the reverse.
+//! hello is given up for the new one, and where all have, the oldest that has proven nothing for a moment: an
+//! attacker's stuck sockets make room for a good client, not the reverse.
 
 use std::{
     collections::HashMap,
