@@ -155,7 +155,7 @@ pub fn verify_peer(
         return Err(RejectReason::Malformed);
     }
     rules::check_leaf(&leaf, expected, policy, *now)?;
-    let trusted_path = path::find(&leaf, leaf_der, &chain[1..], expected, roots, policy, *now, algorithms)?;
+    let trusted_path = path::find(&leaf, leaf_der, &chain[1..], expected, roots, *now, algorithms)?;
     let identity = identity::identify(&leaf, expected, roots, policy)?;
     if policy.strict_ca_spiffe {
         rules::check_ca_identities(&trusted_path, identity.service.trust_domain(), policy)?;

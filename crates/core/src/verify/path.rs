@@ -7,7 +7,7 @@ use rustls_pki_types::{CertificateDer, SignatureVerificationAlgorithm, UnixTime}
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{
-    PeerPolicy, RejectReason, SignatureAlgorithms, rules,
+    RejectReason, SignatureAlgorithms, rules,
     signature::{Budget, Counted},
 };
 use crate::{
@@ -25,14 +25,12 @@ pub const MAX_PATH_STEPS: usize = 64;
 pub const MAX_CANDIDATE_PATHS: usize = 4;
 
 /// Finds a good path and returns its CAs, the issuer of the leaf first and the root last.
-#[expect(clippy::too_many_arguments, reason = "one search, called from one place, over all that a verdict depends on")]
 pub(super) fn find<'c>(
     leaf: &X509Certificate<'_>,
     leaf_der: &CertificateDer<'_>,
     others: &'c [CertificateDer<'_>],
     expected: &ExpectedPeer,
     roots: &'c Roots,
-    _policy: &PeerPolicy,
     now: UnixTime,
     algorithms: &SignatureAlgorithms,
 ) -> Result<Vec<X509Certificate<'c>>, RejectReason> {
