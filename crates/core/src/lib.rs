@@ -21,10 +21,13 @@ pub mod buf;
 pub mod cert_source;
 pub mod consul;
 pub mod discovery;
+pub mod engine;
 pub mod file_source;
 pub mod identity;
 pub mod judgement;
 pub mod material;
+pub mod policy;
+pub mod records;
 pub mod rotation;
 pub mod tls;
 pub mod transport;
@@ -37,8 +40,9 @@ pub use discovery::{Destination, DestinationKind, Discovery, DiscoveryError, Ins
 pub use identity::{ServiceName, SpiffeId, SpiffeService, TrustDomain};
 pub use judgement::{ExpectedPeer, Judge};
 pub use material::{Leaf, Material, Roots};
+pub use policy::{Crypto, Fips, TlsPolicy};
 pub use tls::{
     AgentContext, AgentSession, AgentTls, Established, HandshakeStep, MeshContext, MeshSession, Progress, Session,
-    SessionError, TlsBackend, TlsFacts, TlsPolicy,
+    SessionError, TlsBackend, TlsFacts,
 };
 pub use verify::{PeerIdentity, PeerPolicy, PeerProof, RejectReason, SignatureAlgorithms, verify_peer};

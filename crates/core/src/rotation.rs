@@ -19,7 +19,8 @@ use crate::{
     identity::ServiceName,
     judgement::{ExpectedPeer, Judge},
     material::{Leaf, Material, Roots},
-    tls::{BuildError, TlsBackend, TlsPolicy},
+    policy::TlsPolicy,
+    tls::{BuildError, TlsBackend},
     verify::{PeerPolicy, RejectReason, verify_peer},
 };
 

@@ -11,6 +11,7 @@ use crate::{
     buf::Buf,
     judgement::Judge,
     material::Leaf,
+    policy::{Crypto, TlsPolicy},
     verify::{PeerProof, RejectReason, SignatureAlgorithms},
 };
 
@@ -22,8 +23,11 @@ pub trait TlsBackend: Send + Sync + 'static {
     /// The name that the configuration and the features use: `rustls`, `openssl`, `boring`.
     fn name(&self) -> &'static str;
 
-    /// The library and its version in words, for the start-up log.
+    /// The library and its version in words, as it reports itself.
     fn library(&self) -> String;
+
+    /// What the library is and what it makes of `policy`, for `lictor crypto`, the metrics and the start-up log.
+    fn crypto(&self, policy: &TlsPolicy) -> Crypto;
 
     /// The signature verification of this library, over which [`crate::verify`] works.
     fn signature_algorithms(&self) -> &SignatureAlgorithms;
@@ -188,21 +192,6 @@ pub enum Progress {
     NeedInput,
     /// The peer has sent close_notify: the end of its bytes is real. Reported again by each later call.
     PeerClosed,
-}
-
-/// What the mesh side of a library is held to, the same for all three.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TlsPolicy {
-    /// Speak TLS 1.2 besides 1.3 (default: true, since Consul's own proxies may be that old).
-    pub tls12: bool,
-    /// Offer X25519MLKEM768 first where the library has it (default: true).
-    pub hybrid_first: bool,
-}
-
-impl Default for TlsPolicy {
-    fn default() -> Self {
-        Self { tls12: true, hybrid_first: true }
-    }
 }
 
 /// How to talk HTTPS with the agent.

@@ -9,8 +9,8 @@ use lictor_conformance::{
     sidecars::{ANY, Chain, PATIENCE, address_of, inbound, instance, outbound, roots, until},
 };
 use lictor_core::{
-    AgentContext, AgentTls, Buf, HandshakeStep, Judge, Leaf, MeshContext, MeshSession, Progress, Session, SessionError,
-    SignatureAlgorithms, TlsBackend, TlsPolicy,
+    AgentContext, AgentTls, Buf, Crypto, HandshakeStep, Judge, Leaf, MeshContext, MeshSession, Progress, Session,
+    SessionError, SignatureAlgorithms, TlsBackend, TlsPolicy,
     rotation::Rotation,
     tls::{BuildError, SigningKey},
 };
@@ -141,6 +141,10 @@ impl TlsBackend for Drawn {
 
     fn library(&self) -> String {
         self.inner.library()
+    }
+
+    fn crypto(&self, policy: &TlsPolicy) -> Crypto {
+        self.inner.crypto(policy)
     }
 
     fn signature_algorithms(&self) -> &SignatureAlgorithms {

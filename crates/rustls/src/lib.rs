@@ -17,7 +17,8 @@ mod signature;
 use std::sync::Arc;
 
 use lictor_core::{
-    AgentContext, AgentTls, Leaf, MeshContext, SignatureAlgorithms, TlsBackend, TlsPolicy,
+    AgentContext, AgentTls, Crypto, Fips, Leaf, MeshContext, SignatureAlgorithms, TlsBackend, TlsPolicy,
+    policy::SIGNATURE_SCHEMES,
     tls::{BuildError, SigningKey},
 };
 
@@ -45,6 +46,19 @@ impl TlsBackend for RustlsBackend {
     fn library(&self) -> String {
         let rustls = option_env!("LICTOR_RUSTLS_VERSION").unwrap_or("of an unrecorded version");
         format!("rustls {rustls} with AWS-LC {}", aws_lc_rs::awslc_version())
+    }
+
+    fn crypto(&self, policy: &TlsPolicy) -> Crypto {
+        Crypto {
+            backend: self.name(),
+            library: self.library(),
+            fips: Fips { enabled: false, means: "not a FIPS module", self_test: "none" },
+            versions: policy.versions(),
+            suites: policy.suites(),
+            groups: policy.groups(),
+            signature_schemes: SIGNATURE_SCHEMES.to_vec(),
+            differs: Vec::new(),
+        }
     }
 
     fn signature_algorithms(&self) -> &SignatureAlgorithms {

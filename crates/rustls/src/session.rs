@@ -16,6 +16,10 @@ use lictor_core::{
     AgentSession, Buf, Established, HandshakeStep, Judge, MeshSession, Progress, RejectReason, Session, SessionError,
     TlsFacts,
     judgement::{Verdict, judging, not_judging},
+    records::{
+        MAX_PLAINTEXT, PROTOCOL_VERSION_ALERT, RECORD_OVERHEAD, asks_for_less_than_tls12, cannot_be_tls, first_record,
+        is_bare_close, is_handshake,
+    },
 };
 use rustls::{
     CipherSuite, CommonState, HandshakeKind, NamedGroup, ProtocolVersion,
@@ -31,18 +35,6 @@ use crate::error::session_error;
 /// rustls bounds a handshake message to 64 KiB, but not how thinly it is spread: one byte a record would cost 360 KiB
 /// before anybody is authenticated, and 1.4 MB after. An honest peer sends a chain of 16 KiB in two records.
 const MAX_HELD: usize = 64 * 1024;
-
-/// The header of a record (RFC 8446, section 5.1).
-const HEADER: usize = 5;
-
-/// The most that a record may carry (RFC 5246, section 6.2.3, which is more than TLS 1.3 allows).
-const MAX_RECORD: usize = (1 << 14) + 2048;
-
-/// The most plaintext in one record that we seal.
-const MAX_PLAINTEXT: usize = 1 << 14;
-
-/// What a record costs at most beyond its plaintext: header, nonce and tag are 29 bytes in TLS 1.2, 22 in 1.3.
-const RECORD_OVERHEAD: usize = 32;
 
 /// Room for a KeyUpdate that rustls puts before the data by itself.
 const PENDING_ANSWER: usize = 64;
@@ -326,9 +318,7 @@ impl<C: Connection> Records<C> {
     /// Whether the peer asks for another handshake on an established connection, which TLS 1.2 can and TLS 1.3
     /// cannot: after the first one no handshake message is sent in TLS 1.2 for any other reason.
     fn renegotiates(&self, bytes: &[u8]) -> bool {
-        const HANDSHAKE: u8 = 22;
-        bytes.first() == Some(&HANDSHAKE)
-            && self.connection.state().protocol_version() == Some(ProtocolVersion::TLSv1_2)
+        is_handshake(bytes) && self.connection.state().protocol_version() == Some(ProtocolVersion::TLSv1_2)
     }
 
     /// Ends the session with `error`.
@@ -499,58 +489,6 @@ fn write<D>(mut encode: EncodeTlsData<'_, D>, out: &mut Buf) -> Result<(), Sessi
     }
 }
 
-/// The length of the record that `bytes` begin with, if it is whole.
-///
-/// Bytes that begin no record count as one, so that rustls refuses them at once instead of waiting for a length that
-/// means nothing.
-fn first_record(bytes: &[u8]) -> Option<usize> {
-    let header: &[u8; HEADER] = bytes.first_chunk()?;
-    if !is_header(header) {
-        return Some(bytes.len());
-    }
-    let whole = HEADER + length(header);
-    (bytes.len() >= whole).then_some(whole)
-}
-
-/// Whether the first bytes of a connection are something else than TLS, such as plaintext HTTP, SSH, or SSL 2.
-fn cannot_be_tls(bytes: &[u8]) -> bool {
-    match bytes {
-        [] => false,
-        [kind] => !is_content_type(*kind),
-        [kind, major, ..] if bytes.len() < HEADER => !is_content_type(*kind) || *major != 3,
-        _ => bytes.first_chunk().is_some_and(|header| !is_header(header)),
-    }
-}
-
-/// A fatal protocol_version alert in a record of TLS 1.0 (RFC 8446, sections 5.1 and 6.2).
-const PROTOCOL_VERSION_ALERT: [u8; 7] = [21, 3, 1, 0, 2, 2, 70];
-
-/// Whether the first record holds a ClientHello of an older version. TLS 1.3 says 1.2 there, too (RFC 8446, 4.1.2).
-fn asks_for_less_than_tls12(bytes: &[u8]) -> bool {
-    const HANDSHAKE: u8 = 22;
-    const CLIENT_HELLO: u8 = 1;
-    matches!(bytes, [HANDSHAKE, 3, _, _, _, CLIENT_HELLO, _, _, _, 3, 0..=2, ..])
-}
-
-/// Whether a close_notify comes next in plain, which it can only in a handshake.
-fn is_bare_close(bytes: &[u8]) -> bool {
-    const ALERT: u8 = 21;
-    matches!(bytes, [ALERT, 3, _, 0, 2, _level, 0, ..])
-}
-
-fn is_header(header: &[u8; HEADER]) -> bool {
-    is_content_type(header[0]) && header[1] == 3 && length(header) <= MAX_RECORD
-}
-
-/// From change_cipher_spec to heartbeat.
-fn is_content_type(byte: u8) -> bool {
-    (20..=24).contains(&byte)
-}
-
-fn length(header: &[u8; HEADER]) -> usize {
-    usize::from(u16::from_be_bytes([header[3], header[4]]))
-}
-
 /// What was agreed, by the names of the IANA registry.
 fn facts(state: &CommonState) -> TlsFacts {
     TlsFacts {
@@ -652,35 +590,6 @@ mod tests {
             };
             assert_eq!(error, SessionError::Rejected(reason));
             assert_eq!(session.seal(b"x", &mut out), Err(error), "for good");
-        }
-    }
-
-    #[test]
-    fn a_record_is_whole_or_it_is_none() {
-        assert_eq!(first_record(&[]), None);
-        assert_eq!(first_record(&[23, 3, 3, 0]), None);
-        assert_eq!(first_record(&[23, 3, 3, 0, 2, 9]), None);
-        assert_eq!(first_record(&[23, 3, 3, 0, 2, 9, 9, 23]), Some(7));
-    }
-
-    #[test]
-    fn bytes_that_begin_no_record_are_handed_over_whole() {
-        assert_eq!(first_record(b"GET / HTTP/1.1"), Some(14));
-        assert_eq!(first_record(&[23, 3, 3, 0x48, 1, 0]), Some(6), "longer than any record");
-        assert_eq!(first_record(&[23, 2, 3, 0, 1, 0, 0]), Some(7), "of another major version");
-    }
-
-    #[test]
-    fn other_protocols_are_known_by_their_first_byte_already() {
-        for greeting in [&b"GET / HTTP/1.1\r\n"[..], b"SSH-2.0-x", b"\x80\x2e\x01", b"PRI * HTTP/2.0", b"\0"] {
-            for length in 1..=greeting.len() {
-                assert!(cannot_be_tls(&greeting[..length]), "{greeting:?} cut to {length}");
-            }
-        }
-        assert!(cannot_be_tls(&[22, 2]));
-        assert!(cannot_be_tls(&[22, 3, 1, 0xff, 0xff]));
-        for length in 0..=6 {
-            assert!(!cannot_be_tls(&[22, 3, 1, 2, 0, 1][..length]));
         }
     }
 }

@@ -1,0 +1,399 @@
+//! Sessions of the libraries that want a byte stream beneath them, which are OpenSSL and BoringSSL.
+//!
+//! Such a library is given two buffers in memory in place of a socket, lent for one call and taken back after it. What
+//! it may read is cut at the last whole record, so it never keeps part of one, and data behind the last flight of a
+//! handshake stays where it is. A backend implements [`Engine`], which is a thin layer over the library's calls; the
+//! states and the promises of [`Session`] are kept here, once.
+
+use std::{
+    io::{self, Read, Write},
+    mem::swap,
+};
+
+use crate::{
+    buf::Buf,
+    judgement::{Judge, Verdict, judging, not_judging},
+    records::{
+        MAX_PLAINTEXT, PROTOCOL_VERSION_ALERT, RECORD_OVERHEAD, asks_for_less_than_tls12, cannot_be_tls, first_record,
+        is_bare_close, is_handshake, whole_records,
+    },
+    tls::{AgentSession, Established, HandshakeStep, MeshSession, Progress, Session, SessionError, TlsFacts},
+    verify::RejectReason,
+};
+
+/// The two buffers that stand in for a socket.
+///
+/// Reading never waits: it fails with [`io::ErrorKind::WouldBlock`] when no whole record is left. Between two calls
+/// it holds nothing.
+#[derive(Debug, Default)]
+pub struct Pipe {
+    wire: Buf,
+    /// How much of `wire` may be read.
+    readable: usize,
+    out: Buf,
+}
+
+impl Read for Pipe {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let n = into.len().min(self.readable);
+        if n == 0 {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        into[..n].copy_from_slice(&self.wire.data()[..n]);
+        self.wire.consume(n);
+        self.readable -= n;
+        Ok(n)
+    }
+}
+
+impl Write for Pipe {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.out.append(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// One connection of a library over a [`Pipe`]: each call is one call of the library.
+///
+/// After each call, failed or not, nothing may be left in a queue of errors that the library keeps for the thread.
+pub trait Engine: Send {
+    /// The pipe beneath the library.
+    fn pipe(&mut self) -> &mut Pipe;
+
+    /// Goes on with the handshake.
+    ///
+    /// # Errors
+    /// [`Stop`], also for want of input.
+    fn handshake(&mut self) -> Result<(), Stop>;
+
+    /// Opens data into `into`, which has room for [`MAX_PLAINTEXT`] bytes.
+    ///
+    /// # Errors
+    /// [`Stop`], also for want of input and at the peer's close_notify.
+    fn read(&mut self, into: &mut [u8]) -> Result<usize, Stop>;
+
+    /// Seals the beginning of `plain`, which is not empty, and says how much that was.
+    ///
+    /// # Errors
+    /// [`Stop`].
+    fn write(&mut self, plain: &[u8]) -> Result<usize, Stop>;
+
+    /// Writes close_notify; called once.
+    ///
+    /// # Errors
+    /// [`Stop`].
+    fn close(&mut self) -> Result<(), Stop>;
+
+    /// Whether the finished handshake resumed an older session.
+    fn resumed(&self) -> bool;
+
+    /// What was agreed. Asked only after a finished handshake.
+    fn facts(&self) -> TlsFacts;
+}
+
+/// Why a call of the library came back without its result.
+#[derive(Debug)]
+pub enum Stop {
+    /// It needs more bytes from the peer.
+    WantsInput,
+    /// The peer has sent close_notify.
+    PeerClosed,
+    /// It failed for good; what it had to say to the peer is in the pipe.
+    Failed(SessionError),
+}
+
+/// A session with another service of the mesh.
+#[derive(Debug)]
+pub struct Mesh<E> {
+    records: Records<E>,
+    verdict: Option<Verdict>,
+}
+
+impl<E: Engine> Mesh<E> {
+    /// A session at its beginning.
+    pub fn new(engine: E) -> Self {
+        Self { records: Records::new(engine), verdict: None }
+    }
+}
+
+impl<E: Engine> Session for Mesh<E> {
+    fn open(&mut self, wire: &mut Buf, plain: &mut Buf, out: &mut Buf) -> Result<Progress, SessionError> {
+        not_judging(|| self.records.open(wire, plain, out))
+    }
+
+    fn seal(&mut self, plain: &[u8], out: &mut Buf) -> Result<(), SessionError> {
+        not_judging(|| self.records.seal(plain, out))
+    }
+
+    fn close(&mut self, out: &mut Buf) -> Result<(), SessionError> {
+        not_judging(|| self.records.close(out))
+    }
+}
+
+impl<E: Engine> MeshSession for Mesh<E> {
+    fn handshake(&mut self, judge: &Judge, wire: &mut Buf, out: &mut Buf) -> Result<HandshakeStep, SessionError> {
+        let Self { records, verdict } = self;
+        let mut result = judging(judge, verdict, || records.handshake(wire, out));
+        // Our own refusal is the reason, whatever words the library found for it, and whatever it did in spite of it.
+        if let Some(Err(reason)) = verdict {
+            result = Err(records.failed_by(SessionError::Rejected(*reason)));
+        }
+        if !result? {
+            return Ok(HandshakeStep::NeedInput);
+        }
+        if records.engine.resumed() {
+            return Err(records.failed_by(SessionError::Rejected(RejectReason::Resumed)));
+        }
+        let Some(Ok(peer)) = verdict.take() else {
+            return Err(records.failed_by(SessionError::Rejected(RejectReason::Unjudged)));
+        };
+        Ok(HandshakeStep::Done(Box::new(Established { peer, facts: records.engine.facts() })))
+    }
+}
+
+/// A session with the agent.
+#[derive(Debug)]
+pub struct Agent<E> {
+    records: Records<E>,
+}
+
+impl<E: Engine> Agent<E> {
+    /// A session at its beginning.
+    pub fn new(engine: E) -> Self {
+        Self { records: Records::new(engine) }
+    }
+}
+
+impl<E: Engine> Session for Agent<E> {
+    fn open(&mut self, wire: &mut Buf, plain: &mut Buf, out: &mut Buf) -> Result<Progress, SessionError> {
+        not_judging(|| self.records.open(wire, plain, out))
+    }
+
+    fn seal(&mut self, plain: &[u8], out: &mut Buf) -> Result<(), SessionError> {
+        not_judging(|| self.records.seal(plain, out))
+    }
+
+    fn close(&mut self, out: &mut Buf) -> Result<(), SessionError> {
+        not_judging(|| self.records.close(out))
+    }
+}
+
+impl<E: Engine> AgentSession for Agent<E> {
+    fn handshake(&mut self, wire: &mut Buf, out: &mut Buf) -> Result<bool, SessionError> {
+        not_judging(|| self.records.handshake(wire, out))
+    }
+}
+
+/// One connection with its state.
+#[derive(Debug)]
+struct Records<E> {
+    engine: E,
+    phase: Phase,
+    /// Negotiation anew is a thing of TLS 1.2 alone.
+    may_renegotiate: bool,
+    peer_closed: bool,
+    /// Our close_notify has gone.
+    closed: bool,
+    /// The error that ended the session; the library is not called again.
+    failed: Option<SessionError>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// No record has come yet, so it is not sure that the peer speaks TLS.
+    First,
+    Handshake,
+    Done,
+}
+
+impl<E: Engine> Records<E> {
+    fn new(engine: E) -> Self {
+        Self { engine, phase: Phase::First, may_renegotiate: false, peer_closed: false, closed: false, failed: None }
+    }
+
+    /// True when the handshake is done.
+    fn handshake(&mut self, wire: &mut Buf, out: &mut Buf) -> Result<bool, SessionError> {
+        self.lasting(|records| {
+            if records.phase == Phase::Done {
+                return Err(SessionError::Internal("the handshake was done before".to_owned()));
+            }
+            if records.closed {
+                return Err(SessionError::Internal("the session was closed before its handshake was done".to_owned()));
+            }
+            loop {
+                if records.phase == Phase::First && cannot_be_tls(wire.data()) {
+                    return Err(SessionError::NotTls);
+                }
+                if records.phase == Phase::First && asks_for_less_than_tls12(wire.data()) {
+                    out.append(&PROTOCOL_VERSION_ALERT);
+                    return Err(SessionError::NothingInCommon("the client speaks TLS 1.1 at most".to_owned()));
+                }
+                if is_bare_close(wire.data()) {
+                    return Err(SessionError::PeerAlert(0));
+                }
+                // One record at a time, since each may be the last before data or a farewell.
+                let record = first_record(wire.data());
+                if record.is_some() && records.phase == Phase::First {
+                    records.phase = Phase::Handshake;
+                }
+                match records.lend(wire, record.unwrap_or(0), out, E::handshake) {
+                    Ok(()) => {
+                        records.phase = Phase::Done;
+                        records.may_renegotiate = records.engine.facts().version == "TLSv1.2";
+                        return Ok(true);
+                    }
+                    Err(Stop::WantsInput) if record.is_none() => return Ok(false),
+                    Err(Stop::WantsInput) => {}
+                    Err(Stop::PeerClosed) => return Err(SessionError::PeerAlert(0)),
+                    Err(Stop::Failed(error)) => return Err(error),
+                }
+            }
+        })
+    }
+
+    fn open(&mut self, wire: &mut Buf, plain: &mut Buf, out: &mut Buf) -> Result<Progress, SessionError> {
+        self.lasting(|records| {
+            records.must_be_done()?;
+            if records.peer_closed {
+                return Ok(Progress::PeerClosed);
+            }
+            if records.may_renegotiate {
+                return records.open_one_by_one(wire, plain, out);
+            }
+            let readable = whole_records(wire.data());
+            records.opened(wire, readable, plain, out)
+        })
+    }
+
+    /// Opens record by record, looking at each from outside: after the first handshake no handshake message is sent
+    /// in TLS 1.2 for any other reason than to negotiate anew, which libraries answer in three ways.
+    fn open_one_by_one(&mut self, wire: &mut Buf, plain: &mut Buf, out: &mut Buf) -> Result<Progress, SessionError> {
+        loop {
+            if is_handshake(wire.data()) {
+                return Err(SessionError::Protocol("the peer wants to negotiate anew".to_owned()));
+            }
+            let record = first_record(wire.data());
+            let progress = self.opened(wire, record.unwrap_or(0), plain, out)?;
+            if progress == Progress::PeerClosed || record.is_none() {
+                return Ok(progress);
+            }
+        }
+    }
+
+    /// Opens all that is within the first `readable` bytes of `wire`.
+    fn opened(
+        &mut self,
+        wire: &mut Buf,
+        readable: usize,
+        plain: &mut Buf,
+        out: &mut Buf,
+    ) -> Result<Progress, SessionError> {
+        let stop = self.quiet_if_closed(out, |records, out| {
+            records.lend(wire, readable, out, |engine| {
+                loop {
+                    match engine.read(plain.space(MAX_PLAINTEXT)) {
+                        Ok(n) => plain.filled(n),
+                        Err(stop) => break stop,
+                    }
+                }
+            })
+        });
+        match stop {
+            Stop::WantsInput => Ok(Progress::NeedInput),
+            Stop::PeerClosed => {
+                self.peer_closed = true;
+                Ok(Progress::PeerClosed)
+            }
+            Stop::Failed(error) => Err(error),
+        }
+    }
+
+    fn seal(&mut self, plain: &[u8], out: &mut Buf) -> Result<(), SessionError> {
+        if self.closed && self.failed.is_none() {
+            // A fault of the caller, which ends nothing: opening goes on.
+            return Err(SessionError::Internal("sealing after close_notify".to_owned()));
+        }
+        self.lasting(|records| {
+            records.must_be_done()?;
+            // Room at once, so that the buffer does not grow record by record.
+            out.space(plain.len() + (plain.len() / MAX_PLAINTEXT + 1) * RECORD_OVERHEAD);
+            records.lend(&mut Buf::default(), 0, out, |engine| {
+                let mut rest = plain;
+                while !rest.is_empty() {
+                    match engine.write(rest) {
+                        Ok(n) => rest = &rest[n..],
+                        Err(stop) => return Err(failure_of_our_own("seal", stop)),
+                    }
+                }
+                Ok(())
+            })
+        })
+    }
+
+    fn close(&mut self, out: &mut Buf) -> Result<(), SessionError> {
+        self.lasting(|records| {
+            if records.closed {
+                return Ok(());
+            }
+            records.closed = true;
+            if records.phase != Phase::Done {
+                // Before that there is nothing to end; whoever waits for a handshake sees the connection end.
+                return Ok(());
+            }
+            records
+                .lend(&mut Buf::default(), 0, out, E::close)
+                .map_err(|stop| failure_of_our_own("send close_notify", stop))
+        })
+    }
+
+    /// Lends the buffers to the library for one call, `wire` up to `readable`.
+    fn lend<R>(&mut self, wire: &mut Buf, readable: usize, out: &mut Buf, call: impl FnOnce(&mut E) -> R) -> R {
+        let pipe = self.engine.pipe();
+        swap(&mut pipe.wire, wire);
+        swap(&mut pipe.out, out);
+        pipe.readable = readable;
+        let result = call(&mut self.engine);
+        let pipe = self.engine.pipe();
+        swap(&mut pipe.wire, wire);
+        swap(&mut pipe.out, out);
+        pipe.readable = 0;
+        result
+    }
+
+    /// Behind our close_notify no alert and no answer has any meaning, so what the library writes there is dropped.
+    fn quiet_if_closed<R>(&mut self, out: &mut Buf, call: impl FnOnce(&mut Self, &mut Buf) -> R) -> R {
+        if self.closed { call(self, &mut Buf::default()) } else { call(self, out) }
+    }
+
+    /// Runs one call, unless the session has failed, and makes an error last.
+    fn lasting<R>(&mut self, call: impl FnOnce(&mut Self) -> Result<R, SessionError>) -> Result<R, SessionError> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        call(self).map_err(|error| self.failed_by(error))
+    }
+
+    fn failed_by(&mut self, error: SessionError) -> SessionError {
+        self.failed = Some(error.clone());
+        error
+    }
+
+    fn must_be_done(&self) -> Result<(), SessionError> {
+        if self.phase == Phase::Done {
+            return Ok(());
+        }
+        Err(SessionError::Internal("the handshake is not done".to_owned()))
+    }
+}
+
+/// What stopped a call that has no business with the peer's bytes.
+fn failure_of_our_own(what: &str, stop: Stop) -> SessionError {
+    match stop {
+        Stop::Failed(error) => error,
+        Stop::WantsInput | Stop::PeerClosed => SessionError::Internal(format!("the library would not {what}")),
+    }
+}
