@@ -20,7 +20,7 @@ pub use self::{
     identity::Serial,
     path::{MAX_CANDIDATE_PATHS, MAX_INTERMEDIATES, MAX_PATH_STEPS},
     reason::RejectReason,
-    signature::{MAX_SIGNATURE_CHECKS, SignatureAlgorithms},
+    signature::{Curve, Hash, MAX_SIGNATURE_CHECKS, Scheme, SignatureAlgorithms, SignatureLibrary},
 };
 pub(crate) use self::{
     identity::single_uri,
