@@ -1,0 +1,1 @@
+//! The TLS backend of Lictor on OpenSSL 3.
