@@ -397,3 +397,143 @@ fn failure_of_our_own(what: &str, stop: Stop) -> SessionError {
         Stop::WantsInput | Stop::PeerClosed => SessionError::Internal(format!("the library would not {what}")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A library that finishes its handshake with the record that holds `F`, opens all others as they are, says
+    /// goodbye at `C` and breaks at `X` with an alert.
+    #[derive(Default)]
+    struct Fake {
+        pipe: Pipe,
+        reads: Vec<Vec<u8>>,
+    }
+
+    impl Fake {
+        fn next(&mut self) -> Result<u8, Stop> {
+            let mut record = [0; 6];
+            let n = self.pipe.read(&mut record).map_err(|_| Stop::WantsInput)?;
+            self.reads.push(record[..n].to_vec());
+            match record[5] {
+                b'C' => Err(Stop::PeerClosed),
+                b'X' => {
+                    self.pipe.write_all(b"alert").unwrap();
+                    Err(Stop::Failed(SessionError::BadRecord))
+                }
+                content => Ok(content),
+            }
+        }
+    }
+
+    impl Engine for Fake {
+        fn pipe(&mut self) -> &mut Pipe {
+            &mut self.pipe
+        }
+
+        fn handshake(&mut self) -> Result<(), Stop> {
+            while self.next()? != b'F' {}
+            Ok(())
+        }
+
+        fn read(&mut self, into: &mut [u8]) -> Result<usize, Stop> {
+            into[0] = self.next()?;
+            Ok(1)
+        }
+
+        fn write(&mut self, plain: &[u8]) -> Result<usize, Stop> {
+            self.pipe.write_all(&plain[..1]).unwrap();
+            Ok(1)
+        }
+
+        fn close(&mut self) -> Result<(), Stop> {
+            self.pipe.write_all(b"bye").unwrap();
+            Ok(())
+        }
+
+        fn resumed(&self) -> bool {
+            false
+        }
+
+        fn facts(&self) -> TlsFacts {
+            TlsFacts { version: "TLSv1.3", suite: "", group: "" }
+        }
+    }
+
+    fn record(content: u8) -> [u8; 6] {
+        [23, 3, 3, 0, 1, content]
+    }
+
+    fn wire(contents: &[u8]) -> Buf {
+        let mut wire = Buf::default();
+        for content in contents {
+            wire.append(&record(*content));
+        }
+        wire
+    }
+
+    /// A session whose handshake is done.
+    fn done() -> Agent<Fake> {
+        let mut session = Agent::new(Fake::default());
+        assert_eq!(session.handshake(&mut wire(b"F"), &mut Buf::default()), Ok(true));
+        session
+    }
+
+    #[test]
+    fn data_behind_the_last_flight_and_part_of_a_record_stay_in_the_wire() {
+        let mut session = Agent::new(Fake::default());
+        let (mut wire, mut out, mut plain) = (wire(b"hFd"), Buf::default(), Buf::default());
+        wire.append(&record(b'e')[..4]);
+        assert_eq!(session.handshake(&mut wire, &mut out), Ok(true));
+        assert_eq!(wire.len(), 6 + 4);
+        assert_eq!(session.open(&mut wire, &mut plain, &mut out), Ok(Progress::NeedInput));
+        assert_eq!((plain.data(), wire.len()), (&b"d"[..], 4));
+        assert_eq!(session.records.engine.reads.len(), 3, "never part of one");
+    }
+
+    #[test]
+    fn a_session_that_failed_is_never_lent_to_the_library_again() {
+        let mut session = done();
+        let (mut wire, mut out, mut plain) = (wire(b"aXb"), Buf::default(), Buf::default());
+        assert_eq!(session.open(&mut wire, &mut plain, &mut out), Err(SessionError::BadRecord));
+        assert_eq!((plain.data(), out.data()), (&b"a"[..], &b"alert"[..]));
+        assert_eq!(session.open(&mut wire, &mut plain, &mut out), Err(SessionError::BadRecord));
+        assert_eq!(session.seal(b"x", &mut out), Err(SessionError::BadRecord));
+        assert_eq!(session.close(&mut out), Err(SessionError::BadRecord));
+        assert_eq!((wire.len(), out.len()), (6, 5));
+    }
+
+    #[test]
+    fn after_our_close_opening_goes_on_and_nothing_more_is_said() {
+        let mut session = done();
+        let (mut out, mut plain) = (Buf::default(), Buf::default());
+        session.seal(b"abc", &mut out).unwrap();
+        session.close(&mut out).unwrap();
+        session.close(&mut out).unwrap();
+        assert_eq!(out.take(), b"abcbye", "one farewell");
+        assert!(matches!(session.seal(b"d", &mut out), Err(SessionError::Internal(_))));
+        assert_eq!(session.open(&mut wire(b"z"), &mut plain, &mut out), Ok(Progress::NeedInput));
+        assert_eq!(session.open(&mut wire(b"X"), &mut plain, &mut out), Err(SessionError::BadRecord));
+        assert_eq!((plain.data(), out.len()), (&b"z"[..], 0));
+    }
+
+    #[test]
+    fn the_peers_close_lasts_and_leaves_our_side_open() {
+        let mut session = done();
+        let (mut out, mut plain) = (Buf::default(), Buf::default());
+        assert_eq!(session.open(&mut wire(b"aC"), &mut plain, &mut out), Ok(Progress::PeerClosed));
+        assert_eq!(session.open(&mut wire(b"b"), &mut plain, &mut out), Ok(Progress::PeerClosed));
+        assert_eq!(plain.data(), b"a");
+        assert_eq!(session.seal(b"c", &mut out), Ok(()));
+    }
+
+    #[test]
+    fn nothing_is_sealed_or_opened_before_the_handshake_is_done() {
+        let mut session = Agent::new(Fake::default());
+        let (mut out, mut plain) = (Buf::default(), Buf::default());
+        assert!(session.seal(b"x", &mut out).is_err());
+        let mut session = Agent::new(Fake::default());
+        assert!(session.open(&mut wire(b"a"), &mut plain, &mut out).is_err());
+        assert!(plain.is_empty() && out.is_empty());
+    }
+}
