@@ -52,8 +52,8 @@ enum Cost {
 
 /// Runs the rows of the search's bounds, and holds every other row to the bound on signature checks.
 #[must_use]
-pub fn run(algorithms: &SignatureAlgorithms, seed: u64) -> Report {
-    let mut report = Report::new("bounds of the path search", seed);
+pub fn run(backend: &str, algorithms: &SignatureAlgorithms, seed: u64) -> Report {
+    let mut report = Report::new("bounds", backend, seed);
     let mesh = Mesh::new(seed);
     let counted = algorithms.all().iter().map(|algorithm| {
         // The list holds algorithms for ever, so the few counters of a test run may stay, too.
@@ -76,7 +76,7 @@ pub fn run(algorithms: &SignatureAlgorithms, seed: u64) -> Report {
     for (what, build, want, cost) in shapes {
         let case = build(&mesh);
         for side in Side::BOTH {
-            report.add(what, side.name(), check(&mesh, &case, side, Some(*want), *cost, &counted));
+            report.add(what, side, check(&mesh, &case, side, Some(*want), *cost, &counted));
         }
     }
     for row in rows() {
@@ -90,7 +90,7 @@ pub fn run(algorithms: &SignatureAlgorithms, seed: u64) -> Report {
         };
         let case = build(&mesh);
         for side in Side::BOTH {
-            report.add(&row.title(), side.name(), check(&mesh, &case, side, None, cost, &counted));
+            report.add(&row.title(), side, check(&mesh, &case, side, None, cost, &counted));
         }
     }
     report

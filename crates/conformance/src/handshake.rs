@@ -23,7 +23,7 @@ const GREETING: &[u8] = b"data of the peer";
 /// Runs every row on both sides over both versions.
 #[must_use]
 pub fn run(backend: &dyn TlsBackend, seed: u64) -> Report {
-    let mut report = Report::new(&format!("handshakes of {}", backend.name()), seed);
+    let mut report = Report::new("handshake", backend.name(), seed);
     let mesh = Mesh::new(seed);
     let context = our_context(backend, &mesh, &TlsPolicy::default());
     for row in rows() {
@@ -34,12 +34,12 @@ pub fn run(backend: &dyn TlsBackend, seed: u64) -> Report {
         let case = build(&mesh);
         for (side, version, way) in ways() {
             let settings = PeerSettings::new(case.chain.clone(), case.key.clone(), version);
-            let result = check(context.as_ref(), &mesh, &case, &settings, side, side.want(&row));
-            report.add(&row.title(), &way, result);
+            let want = side.want(&row);
+            report.add_wanted(&row.title(), way, want, check(context.as_ref(), &mesh, &case, &settings, side, want));
         }
     }
     for (side, version, way) in ways() {
-        report.add("what we send", &way, what_we_send(backend, &mesh, side, version));
+        report.add("what we send", way, what_we_send(backend, &mesh, side, version));
     }
     report
 }
@@ -54,7 +54,7 @@ fn run_elsewhere(report: &mut Report, context: &dyn MeshContext, mesh: &Mesh, ro
             // The family that is about sessions runs the others.
             _ => continue,
         };
-        report.add(&row.title(), &way, result);
+        report.add_wanted(&row.title(), way, side.want(row), result);
     }
 }
 

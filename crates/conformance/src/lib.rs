@@ -4,8 +4,9 @@
 //! backend by what its peers see: alerts, closed connections, an application that was never dialled. Which
 //! certificates pass is one table of [`rows`], run at every level.
 //!
-//! Each family returns a [`Report`]; [`Report::conclude`] prints it as a table (with the seed of what varies) and
-//! fails the test when a row failed. A row that could not be run is in the table as a gap, with its reason.
+//! [`suite`] lists the families. Each returns a [`Report`]; [`Report::conclude`] prints it as a table (with the seed of
+//! what varies) and fails the test when a row failed. A row that could not be run is in the table as a gap, with its
+//! reason. [`report`] says how the tables of several backends become one.
 //!
 //! # The levels
 //!
@@ -39,6 +40,7 @@ pub mod report;
 pub mod rows;
 pub mod session;
 pub mod sidecars;
+pub mod suite;
 pub mod verifier;
 
 pub use report::{Report, seed};

@@ -23,18 +23,14 @@ const ROUNDS: usize = 3000;
 
 /// Runs both kinds.
 #[must_use]
-pub fn run(algorithms: &SignatureAlgorithms, seed: u64) -> Report {
-    let mut report = Report::new("mutants", seed);
+pub fn run(backend: &str, algorithms: &SignatureAlgorithms, seed: u64) -> Report {
+    let mut report = Report::new("mutants", backend, seed);
     let mesh = Mesh::new(seed);
     for side in Side::BOTH {
         let mut random = StdRng::seed_from_u64(seed);
-        report.add("bytes of a chain changed", side.name(), changed_bytes(&mesh, side, algorithms, &mut random));
-        report.add(
-            "leaves changed and signed again",
-            side.name(),
-            changed_leaves(&mesh, side, algorithms, &mut random),
-        );
-        report.add("CAs changed and signed again", side.name(), changed_cas(&mesh, side, algorithms, &mut random));
+        report.add("bytes of a chain changed", side, changed_bytes(&mesh, side, algorithms, &mut random));
+        report.add("leaves changed and signed again", side, changed_leaves(&mesh, side, algorithms, &mut random));
+        report.add("CAs changed and signed again", side, changed_cas(&mesh, side, algorithms, &mut random));
     }
     report
 }

@@ -32,6 +32,7 @@ use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, UnixTime}
 use crate::{
     certs::{Mesh, pem},
     keys::{Key, KeyKind},
+    report::Way,
     verifier::{Side, service},
 };
 
@@ -65,11 +66,11 @@ impl Version {
     }
 }
 
-/// Every side with every version, and the name of the pair in the table.
+/// Every side with every version, and the pair as the table has it.
 #[must_use]
-pub fn ways() -> Vec<(Side, Version, String)> {
+pub fn ways() -> Vec<(Side, Version, Way)> {
     let pairs = Side::BOTH.into_iter().flat_map(|side| Version::BOTH.map(|version| (side, version)));
-    pairs.map(|(side, version)| (side, version, format!("{} {}", side.name(), version.name()))).collect()
+    pairs.map(|(side, version)| (side, version, (side, version).into())).collect()
 }
 
 /// Our own context: a good leaf for the service `db`, with one intermediate, so that there is a chain to send.

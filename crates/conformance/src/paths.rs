@@ -54,14 +54,17 @@ const ANSWER: &[u8] = b"what the server answers";
 /// When the machine has no loopback, threads or descriptors for it.
 #[must_use]
 pub fn run(backend: &Arc<dyn TlsBackend>, seed: u64) -> Report {
-    let mut report = Report::new(&format!("data plane over {}", backend.name()), seed);
+    let mut report = Report::new("paths", backend.name(), seed);
     let runtime = tokio::runtime::Runtime::new().expect("threads for a runtime");
     let workers = Arc::new(Workers::start(None).expect("data threads"));
     let leaf = Arc::new(our_leaf(&Mesh::new(seed)));
     runtime.block_on(async {
         for row in rows() {
             if NEEDS_A_STOPPED_CLOCK.contains(&row.id) {
-                report.gap(&row.title(), "", "the data plane judges by the system's clock, which goes on");
+                for (side, _, way) in ways() {
+                    let why = "the data plane judges by the system's clock, which goes on";
+                    report.gap(&row.title(), way, side.want(&row), why);
+                }
                 continue;
             }
             // The data plane goes by the system's clock, so each row gets a mesh of its own moment.
@@ -75,7 +78,10 @@ pub fn run(backend: &Arc<dyn TlsBackend>, seed: u64) -> Report {
                 Build::Elsewhere(place) => match misbehaving(&mesh, row.id) {
                     Some(both) => both,
                     None => {
-                        report.gap(&row.title(), "", &format!("about sessions, not paths: see {place}"));
+                        for (side, _, way) in ways() {
+                            let why = format!("about sessions, not paths: see {place}");
+                            report.gap(&row.title(), way, side.want(&row), &why);
+                        }
                         continue;
                     }
                 },
@@ -87,15 +93,14 @@ pub fn run(backend: &Arc<dyn TlsBackend>, seed: u64) -> Report {
                     Side::Inbound => scene.inbound(&row, &case, &settings).await,
                     Side::Outbound => scene.outbound(&row, &settings).await,
                 };
-                report.add(&row.title(), &way, result);
+                report.add_wanted(&row.title(), way, side.want(&row), result);
             }
             scene.sidecar.abort();
         }
         for version in Version::BOTH {
             let mesh = Mesh::new(seed);
-            let way = format!("in {}", version.name());
             let result = root_removed_meanwhile(backend, &mesh, &workers, &leaf, version).await;
-            report.add("a root removed while the authorizer thinks", &way, result);
+            report.add("a root removed while the authorizer thinks", (Side::Inbound, version), result);
         }
     });
     report

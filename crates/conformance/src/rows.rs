@@ -29,6 +29,15 @@ pub enum Want {
     Reject(RejectReason),
 }
 
+impl std::fmt::Display for Want {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Accept => f.write_str("accept"),
+            Self::Reject(reason) => write!(f, "reject {reason}"),
+        }
+    }
+}
+
 /// A chain that a peer presents, and by what it is judged.
 pub struct Case {
     /// What the peer sends, its own certificate first.

@@ -76,16 +76,17 @@ pub fn judge(mesh: &Mesh, case: &Case, side: Side) -> Judge {
     Judge { expected: side.expected(), roots: Arc::new(roots), policy: Arc::new(case.policy.clone()), now: mesh.time() }
 }
 
-/// Runs every row that is about a chain through the verifier, on both sides.
+/// Runs every row that is about a chain through the verifier, on both sides; `backend` names whose algorithms they are.
 #[must_use]
-pub fn run(algorithms: &SignatureAlgorithms, seed: u64) -> Report {
-    let mut report = Report::new("verifier", seed);
+pub fn run(backend: &str, algorithms: &SignatureAlgorithms, seed: u64) -> Report {
+    let mut report = Report::new("verifier", backend, seed);
     let mesh = Mesh::new(seed);
     for row in rows() {
         let Build::Chain(build) = row.build else { continue };
         let case = build(&mesh);
         for side in Side::BOTH {
-            report.add(&row.title(), side.name(), check(&mesh, &case, side, side.want(&row), algorithms));
+            let want = side.want(&row);
+            report.add_wanted(&row.title(), side, want, check(&mesh, &case, side, want, algorithms));
         }
     }
     report

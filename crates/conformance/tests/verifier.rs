@@ -26,15 +26,15 @@ fn algorithms() -> SignatureAlgorithms {
 
 #[test]
 fn every_row_gets_its_verdict_from_the_verifier() {
-    verifier::run(&algorithms(), seed()).conclude();
+    verifier::run("webpki", &algorithms(), seed()).conclude();
 }
 
 #[test]
 fn the_search_for_a_path_stays_within_its_counted_bounds() {
-    bounds::run(&algorithms(), seed()).conclude();
+    bounds::run("webpki", &algorithms(), seed()).conclude();
 }
 
 #[test]
 fn what_is_accepted_of_a_mutant_keeps_every_rule() {
-    mutants::run(&algorithms(), seed()).conclude();
+    mutants::run("webpki", &algorithms(), seed()).conclude();
 }

@@ -15,15 +15,15 @@ use crate::{
 /// Bytes changed on the way, and keys that change.
 #[must_use]
 pub fn damage(backend: &dyn TlsBackend, seed: u64) -> Report {
-    let mut report = Report::new(&format!("damage and keys, {}", backend.name()), seed);
+    let mut report = Report::new("damage", backend.name(), seed);
     let stage = Stage::new(backend, seed);
     let mut random = StdRng::seed_from_u64(seed);
     for (side, version, way) in ways() {
-        report.add("a byte of the handshake changed", &way, damaged_handshake(&stage, side, version, &mut random));
-        report.add("a byte of the data changed", &way, damaged_data(&stage, side, version));
+        report.add("a byte of the handshake changed", way, damaged_handshake(&stage, side, version, &mut random));
+        report.add("a byte of the data changed", way, damaged_data(&stage, side, version));
         if version == Version::Tls13 {
-            report.add("KeyUpdate, a hundred times", &way, key_updates(&stage, side));
-            report.add("KeyUpdate in two records, sealing between", &way, key_update_in_pieces(&stage, side));
+            report.add("KeyUpdate, a hundred times", way, key_updates(&stage, side));
+            report.add("KeyUpdate in two records, sealing between", way, key_update_in_pieces(&stage, side));
         }
     }
     report

@@ -14,15 +14,15 @@ use crate::{
 /// Ends at every moment: close_notify, half-closed connections, truncation, peers that stall.
 #[must_use]
 pub fn ends(backend: &dyn TlsBackend, seed: u64) -> Report {
-    let mut report = Report::new(&format!("ends, {}", backend.name()), seed);
+    let mut report = Report::new("ends", backend.name(), seed);
     let stage = Stage::new(backend, seed);
     for (side, version, way) in ways() {
-        report.add("close_notify in every state of the handshake", &way, closed_early(&stage, side, version));
-        report.add("a peer that stalls in every state", &way, stalled(&stage, side, version));
-        report.add("the peer closes, we go on", &way, peer_closes(&stage, side, version));
-        report.add("we close, the peer goes on", &way, we_close(&stage, side, version));
-        report.add("a record cut short gives nothing", &way, truncated(&stage, side, version));
-        report.add("junk behind close_notify means nothing", &way, junk_behind_close(&stage, side, version));
+        report.add("close_notify in every state of the handshake", way, closed_early(&stage, side, version));
+        report.add("a peer that stalls in every state", way, stalled(&stage, side, version));
+        report.add("the peer closes, we go on", way, peer_closes(&stage, side, version));
+        report.add("we close, the peer goes on", way, we_close(&stage, side, version));
+        report.add("a record cut short gives nothing", way, truncated(&stage, side, version));
+        report.add("junk behind close_notify means nothing", way, junk_behind_close(&stage, side, version));
     }
     report
 }

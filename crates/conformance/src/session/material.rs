@@ -8,7 +8,7 @@ use crate::{
     handshake::accepted,
     keys::{Key, KeyKind},
     pair::{Ours, Peer, PeerSettings, talk, ways},
-    report::Report,
+    report::{Report, Way},
     rows::Case,
     verifier::judge,
 };
@@ -16,13 +16,13 @@ use crate::{
 /// What a backend must say about material that is not good.
 #[must_use]
 pub fn material(backend: &dyn TlsBackend, seed: u64) -> Report {
-    let mut report = Report::new(&format!("material, {}", backend.name()), seed);
+    let mut report = Report::new("material", backend.name(), seed);
     let mesh = Mesh::new(seed);
     for kind in [KeyKind::P256, KeyKind::P384, KeyKind::Rsa2048] {
-        report.add(&format!("a {kind:?} leaf of ours"), "", own_leaf(backend, &mesh, kind));
+        report.add(&format!("a {kind:?} leaf of ours"), Way::NONE, own_leaf(backend, &mesh, kind));
     }
-    report.add("a key that is another's", "", foreign_key(backend, &mesh));
-    report.add("a P-256 key made by the backend", "", made_key(backend));
+    report.add("a key that is another's", Way::NONE, foreign_key(backend, &mesh));
+    report.add("a P-256 key made by the backend", Way::NONE, made_key(backend));
     report
 }
 

@@ -15,35 +15,34 @@ use crate::{
 /// Everything arrives in pieces: flights, records and messages cut anywhere.
 #[must_use]
 pub fn pieces(backend: &dyn TlsBackend, seed: u64) -> Report {
-    let mut report = Report::new(&format!("pieces, {}", backend.name()), seed);
+    let mut report = Report::new("pieces", backend.name(), seed);
     let stage = Stage::new(backend, seed);
     let mut random = StdRng::seed_from_u64(seed);
     for (side, version, way) in ways() {
-        report.add("byte by byte", &way, in_pieces(&stage, side, version, None, |_| 1, &mut random));
+        report.add("byte by byte", way, in_pieces(&stage, side, version, None, |_| 1, &mut random));
         report.add(
             "in random pieces",
-            &way,
+            way,
             in_pieces(&stage, side, version, None, |r| r.random_range(1..400), &mut random),
         );
         for fragment in [32, 100] {
             let what = format!("records of {fragment} bytes");
-            report.add(&what, &way, in_pieces(&stage, side, version, Some(fragment), |_| usize::MAX, &mut random));
+            report.add(&what, way, in_pieces(&stage, side, version, Some(fragment), |_| usize::MAX, &mut random));
             let what = format!("records of {fragment} bytes, byte by byte");
-            report.add(&what, &way, in_pieces(&stage, side, version, Some(fragment), |_| 1, &mut random));
+            report.add(&what, way, in_pieces(&stage, side, version, Some(fragment), |_| 1, &mut random));
         }
-        report.add("data behind the last flight", &way, data_behind_finished(&stage, side, version));
-        report.add("a megabyte each way", &way, bulk(&stage, side, version, &mut random));
+        report.add("data behind the last flight", way, data_behind_finished(&stage, side, version));
+        report.add("a megabyte each way", way, bulk(&stage, side, version, &mut random));
     }
     for piece in [1, 3, 50] {
         let what = format!("ClientHello in records of {piece}");
         for version in Version::BOTH {
-            report.add(&what, &format!("in {}", version.name()), cut_hello(&stage, version, piece));
+            report.add(&what, (Side::Inbound, version), cut_hello(&stage, version, piece));
         }
     }
-    report.add("messages in fragments without end", "in", endless_fragments(&stage));
+    report.add("messages in fragments without end", Side::Inbound, endless_fragments(&stage));
     for side in Side::BOTH {
-        let way = format!("{} {}", side.name(), Version::Tls13.name());
-        report.add("KeyUpdate in fragments without end", &way, endless_key_update(&stage, side));
+        report.add("KeyUpdate in fragments without end", (side, Version::Tls13), endless_key_update(&stage, side));
     }
     report
 }

@@ -19,15 +19,15 @@ use crate::{
 /// One verdict for one handshake, by the newest roots, and never another under the same connection.
 #[must_use]
 pub fn verdicts(backend: &dyn TlsBackend, seed: u64) -> Report {
-    let mut report = Report::new(&format!("verdicts, {}", backend.name()), seed);
+    let mut report = Report::new("verdicts", backend.name(), seed);
     let stage = Stage::new(backend, seed);
     let mut random = StdRng::seed_from_u64(seed);
     for (side, version, way) in ways() {
-        report.add("N95 resumption is neither offered nor used", &way, nothing_is_resumed(&stage, side, version));
-        report.add("N96 no other certificate after the handshake", &way, no_second_handshake(&stage, side, version));
-        report.add("a root removed while the handshake ran", &way, root_removed(&stage, side, version));
-        report.add("a root added while the handshake ran", &way, root_added(&stage, side, version));
-        report.add("neighbours keep their own verdicts", &way, neighbours(&stage, side, version, &mut random));
+        report.add("N95 resumption is neither offered nor used", way, nothing_is_resumed(&stage, side, version));
+        report.add("N96 no other certificate after the handshake", way, no_second_handshake(&stage, side, version));
+        report.add("a root removed while the handshake ran", way, root_removed(&stage, side, version));
+        report.add("a root added while the handshake ran", way, root_added(&stage, side, version));
+        report.add("neighbours keep their own verdicts", way, neighbours(&stage, side, version, &mut random));
     }
     report
 }

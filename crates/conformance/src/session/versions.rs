@@ -14,20 +14,20 @@ use crate::{
 /// Versions, protocols, and what is no TLS at all.
 #[must_use]
 pub fn versions(backend: &dyn TlsBackend, seed: u64) -> Report {
-    let mut report = Report::new(&format!("versions, {}", backend.name()), seed);
+    let mut report = Report::new("versions", backend.name(), seed);
     let stage = Stage::new(backend, seed);
     for side in Side::BOTH {
-        report.add("TLS 1.1 is refused with alert 70", side.name(), old_version(&stage, side, true));
-        report.add("TLS 1.2 is refused where it is off", side.name(), without_tls12(backend, &stage, side));
+        report.add("TLS 1.1 is refused with alert 70", side, old_version(&stage, side, true));
+        report.add("TLS 1.2 is refused where it is off", side, without_tls12(backend, &stage, side));
     }
     report.add(
         "TLS 1.1 that names no signatures is refused with alert 70",
-        "in",
+        Side::Inbound,
         old_version(&stage, Side::Inbound, false),
     );
     for version in Version::BOTH {
-        let way = format!("in {}", version.name());
-        report.add("ALPN offered is not taken up", &way, alpn_offered(&stage, version));
+        let way = (Side::Inbound, version);
+        report.add("ALPN offered is not taken up", way, alpn_offered(&stage, version));
     }
     let claims: [(&str, &[u8]); 5] = [
         ("HTTP", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"),
@@ -38,7 +38,7 @@ pub fn versions(backend: &dyn TlsBackend, seed: u64) -> Report {
     ];
     for (what, bytes) in claims {
         for side in Side::BOTH {
-            report.add(&format!("{what} instead of TLS"), side.name(), no_tls(&stage, side, bytes));
+            report.add(&format!("{what} instead of TLS"), side, no_tls(&stage, side, bytes));
         }
     }
     report
