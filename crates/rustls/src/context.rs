@@ -78,7 +78,7 @@ impl Mesh {
         let own = Arc::new(SingleCertAndKey::from(certified_key(leaf.chain(), leaf.key())?));
         let provider = Arc::new(provider(policy.hybrid_first, MESH_ALGORITHMS));
         let versions = if policy.tls12 { BOTH_VERSIONS } else { ONLY_TLS13 };
-        let verifier = Arc::new(PeerVerifier { algorithms: algorithms.clone() });
+        let verifier = Arc::new(PeerVerifier { algorithms: algorithms.clone(), signatures: MESH_ALGORITHMS });
 
         let mut server = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(versions)
@@ -213,10 +213,41 @@ fn named(
     Ok(verifier)
 }
 
+/// How the handshake's own signature is verified: the three methods that both verifier traits of rustls ask for, and
+/// that differ in nothing but the trait.
+macro_rules! signatures_of_the_handshake {
+    () => {
+        fn verify_tls12_signature(
+            &self,
+            message: &[u8],
+            leaf: &CertificateDer<'_>,
+            signed: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            verify_tls12_signature(message, leaf, signed, &self.signatures)
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            leaf: &CertificateDer<'_>,
+            signed: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            verify_tls13_signature(message, leaf, signed, &self.signatures)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            self.signatures.supported_schemes()
+        }
+    };
+}
+
 /// Asks core about each peer of the mesh. Knows only the configuration; who is expected lies in the judgement slot.
 #[derive(Debug)]
 struct PeerVerifier {
+    /// What core verifies certificates with.
     algorithms: SignatureAlgorithms,
+    /// The same for the handshake, in rustls's form.
+    signatures: WebPkiSupportedAlgorithms,
 }
 
 impl PeerVerifier {
@@ -250,27 +281,7 @@ impl ClientCertVerifier for PeerVerifier {
         self.ask(leaf, others).map(|()| ClientCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, leaf, signed, &MESH_ALGORITHMS)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, leaf, signed, &MESH_ALGORITHMS)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        MESH_ALGORITHMS.supported_schemes()
-    }
+    signatures_of_the_handshake!();
 }
 
 impl ServerCertVerifier for PeerVerifier {
@@ -285,27 +296,7 @@ impl ServerCertVerifier for PeerVerifier {
         self.ask(leaf, others).map(|()| ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, leaf, signed, &MESH_ALGORITHMS)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, leaf, signed, &MESH_ALGORITHMS)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        MESH_ALGORITHMS.supported_schemes()
-    }
+    signatures_of_the_handshake!();
 }
 
 /// Takes any certificate of the agent, since the operator said so; the handshake must still be signed by its key.
@@ -326,25 +317,5 @@ impl ServerCertVerifier for AnyCertificate {
         Ok(ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, leaf, signed, &self.signatures)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, leaf, signed, &self.signatures)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.signatures.supported_schemes()
-    }
+    signatures_of_the_handshake!();
 }
