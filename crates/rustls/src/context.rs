@@ -13,15 +13,11 @@ use lictor_core::{
 };
 use rustls::{
     ClientConfig, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, ServerConfig, SignatureScheme,
-    SupportedCipherSuite, SupportedProtocolVersion,
     client::{
         Resumption, UnbufferedClientConnection, WebPkiServerVerifier,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
-    crypto::{
-        CryptoProvider, SupportedKxGroup, WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls12_signature,
-        verify_tls13_signature,
-    },
+    crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls12_signature, verify_tls13_signature},
     server::{
         NoServerSessionStorage, UnbufferedServerConnection,
         danger::{ClientCertVerified, ClientCertVerifier},
@@ -32,38 +28,10 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 
 use crate::{
     error::{build_error, refusal, session_error},
+    policy::{must_be_fips, provider, versions},
     session,
     signature::MESH_ALGORITHMS,
 };
-
-/// ECDHE and AEAD alone. AES-128-GCM first: it is the fastest on every machine with AES instructions, and nothing in
-/// the mesh asks for a longer key.
-static SUITES: &[SupportedCipherSuite] = &[
-    aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256,
-    aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384,
-    aws_lc_rs::cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
-    aws_lc_rs::cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
-    aws_lc_rs::cipher_suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
-    aws_lc_rs::cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
-    aws_lc_rs::cipher_suite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
-    aws_lc_rs::cipher_suite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
-    aws_lc_rs::cipher_suite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
-];
-
-/// By default: safe against recordings that are broken by a quantum computer later.
-static HYBRID_FIRST: &[&dyn SupportedKxGroup] = &[
-    aws_lc_rs::kx_group::X25519MLKEM768,
-    aws_lc_rs::kx_group::X25519,
-    aws_lc_rs::kx_group::SECP256R1,
-    aws_lc_rs::kx_group::SECP384R1,
-];
-
-/// When the policy does not want the hybrid group first it is left out, since a group that comes last is never chosen.
-static CLASSICAL: &[&dyn SupportedKxGroup] =
-    &[aws_lc_rs::kx_group::X25519, aws_lc_rs::kx_group::SECP256R1, aws_lc_rs::kx_group::SECP384R1];
-
-static BOTH_VERSIONS: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13, &rustls::version::TLS12];
-static ONLY_TLS13: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13];
 
 /// How we meet other services of the mesh, in both roles.
 #[derive(Debug)]
@@ -76,8 +44,8 @@ impl Mesh {
     /// Builds both roles over one chain and key.
     pub(crate) fn build(leaf: &Leaf, policy: &TlsPolicy, algorithms: &SignatureAlgorithms) -> Result<Self, BuildError> {
         let own = Arc::new(SingleCertAndKey::from(certified_key(leaf.chain(), leaf.key())?));
-        let provider = Arc::new(provider(policy.hybrid_first, MESH_ALGORITHMS));
-        let versions = if policy.tls12 { BOTH_VERSIONS } else { ONLY_TLS13 };
+        let provider = Arc::new(provider(policy, MESH_ALGORITHMS));
+        let versions = &versions(policy);
         let verifier = Arc::new(PeerVerifier { algorithms: algorithms.clone(), signatures: MESH_ALGORITHMS });
 
         let mut server = ServerConfig::builder_with_provider(provider.clone())
@@ -100,7 +68,9 @@ impl Mesh {
             .dangerous()
             .with_custom_certificate_verifier(verifier)
             .with_client_cert_resolver(own);
-        Ok(Self { server: Arc::new(server), client: Arc::new(without_memory(client)) })
+        let client = without_memory(client);
+        must_be_fips(server.fips() && client.fips())?;
+        Ok(Self { server: Arc::new(server), client: Arc::new(client) })
     }
 }
 
@@ -134,13 +104,14 @@ impl Agent {
         // The agent's certificate is whatever the operator made for it, so the library's whole list of signatures
         // counts here.
         let signatures = aws_lc_rs::default_provider().signature_verification_algorithms;
-        let provider = Arc::new(provider(true, signatures));
+        let policy = TlsPolicy::default();
+        let provider = Arc::new(provider(&policy, signatures));
         let verifier: Arc<dyn ServerCertVerifier> = match settings.verification {
             AgentVerification::Full => named(&settings.roots, &provider)?,
             AgentVerification::Off => Arc::new(AnyCertificate { signatures }),
         };
         let builder = ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(BOTH_VERSIONS)
+            .with_protocol_versions(&versions(&policy))
             .map_err(|error| build_error("policy", &error))?
             .dangerous()
             .with_custom_certificate_verifier(verifier);
@@ -150,7 +121,9 @@ impl Agent {
             }
             None => builder.with_no_client_auth(),
         };
-        Ok(Self { client: Arc::new(without_memory(client)) })
+        let client = without_memory(client);
+        must_be_fips(client.fips())?;
+        Ok(Self { client: Arc::new(client) })
     }
 }
 
@@ -188,15 +161,6 @@ fn without_memory(mut client: ClientConfig) -> ClientConfig {
     client.cert_compressors = Vec::new();
     client.cert_decompressors = Vec::new();
     client
-}
-
-fn provider(hybrid_first: bool, signatures: WebPkiSupportedAlgorithms) -> CryptoProvider {
-    CryptoProvider {
-        cipher_suites: SUITES.to_vec(),
-        kx_groups: if hybrid_first { HYBRID_FIRST } else { CLASSICAL }.to_vec(),
-        signature_verification_algorithms: signatures,
-        ..aws_lc_rs::default_provider()
-    }
 }
 
 /// The ordinary verifier: chain, validity and name.

@@ -6,19 +6,23 @@
 //!
 //! Peers of the mesh are judged by [`lictor_core::verify`] alone, over aws-lc's signature verification. The agent is
 //! judged by webpki in the ordinary way, by name.
+//!
+//! With the feature `fips` all of the cryptography, key generation and signature verification included, is that of
+//! AWS-LC's FIPS module, and only what FIPS approves of is served. The ordinary AWS-LC is linked besides, unused,
+//! because rustls and webpki ask for it in either build.
 
 #![forbid(unsafe_code)]
 
 mod context;
 mod error;
+mod policy;
 mod session;
 mod signature;
 
 use std::sync::Arc;
 
 use lictor_core::{
-    AgentContext, AgentTls, Crypto, Fips, Leaf, MeshContext, SignatureAlgorithms, TlsBackend, TlsPolicy,
-    policy::SIGNATURE_SCHEMES,
+    AgentContext, AgentTls, Crypto, Leaf, MeshContext, SignatureAlgorithms, TlsBackend, TlsPolicy,
     tls::{BuildError, SigningKey},
 };
 
@@ -32,8 +36,9 @@ impl RustlsBackend {
     /// Starts the library.
     ///
     /// # Errors
-    /// None today; the signature leaves room for a build that has to pass a self-test first.
+    /// [`BuildError`] when this is a FIPS build and the cryptography is not the FIPS module.
     pub fn new() -> Result<Self, BuildError> {
+        policy::must_be_fips(policy::provider(&TlsPolicy::default(), signature::MESH_ALGORITHMS).fips())?;
         Ok(Self { algorithms: signature::algorithms() })
     }
 }
@@ -45,20 +50,12 @@ impl TlsBackend for RustlsBackend {
 
     fn library(&self) -> String {
         let rustls = option_env!("LICTOR_RUSTLS_VERSION").unwrap_or("of an unrecorded version");
-        format!("rustls {rustls} with AWS-LC {}", aws_lc_rs::awslc_version())
+        let module = if aws_lc_rs::try_fips_mode().is_ok() { "AWS-LC FIPS" } else { "AWS-LC" };
+        format!("rustls {rustls} with {module} {}", aws_lc_rs::awslc_version())
     }
 
     fn crypto(&self, policy: &TlsPolicy) -> Crypto {
-        Crypto {
-            backend: self.name(),
-            library: self.library(),
-            fips: Fips { enabled: false, means: "not a FIPS module", self_test: "none" },
-            versions: policy.versions(),
-            suites: policy.suites(),
-            groups: policy.groups(),
-            signature_schemes: SIGNATURE_SCHEMES.to_vec(),
-            differs: Vec::new(),
-        }
+        policy::crypto(self.name(), self.library(), policy)
     }
 
     fn signature_algorithms(&self) -> &SignatureAlgorithms {

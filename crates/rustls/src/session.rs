@@ -14,7 +14,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use lictor_core::{
     AgentSession, Buf, Established, HandshakeStep, Judge, MeshSession, Progress, RejectReason, Session, SessionError,
-    TlsFacts,
     judgement::{Verdict, judging, not_judging},
     records::{
         MAX_PLAINTEXT, PROTOCOL_VERSION_ALERT, RECORD_OVERHEAD, asks_for_less_than_tls12, cannot_be_tls, first_record,
@@ -22,13 +21,13 @@ use lictor_core::{
     },
 };
 use rustls::{
-    CipherSuite, CommonState, HandshakeKind, NamedGroup, ProtocolVersion,
+    CommonState, HandshakeKind, ProtocolVersion,
     client::{ClientConnectionData, UnbufferedClientConnection},
     server::{ServerConnectionData, UnbufferedServerConnection},
     unbuffered::{ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus},
 };
 
-use crate::error::session_error;
+use crate::{error::session_error, policy::facts};
 
 /// The most that a session holds of a message which is not whole yet.
 ///
@@ -486,44 +485,6 @@ fn write<D>(mut encode: EncodeTlsData<'_, D>, out: &mut Buf) -> Result<(), Sessi
             Ok(())
         }
         Err(error) => Err(failed(error)),
-    }
-}
-
-/// What was agreed, by the names of the IANA registry.
-fn facts(state: &CommonState) -> TlsFacts {
-    TlsFacts {
-        version: match state.protocol_version() {
-            Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",
-            Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",
-            _ => "unknown",
-        },
-        suite: state.negotiated_cipher_suite().map_or("unknown", |suite| suite_name(suite.suite())),
-        group: state.negotiated_key_exchange_group().map_or("unknown", |group| group_name(group.name())),
-    }
-}
-
-fn suite_name(suite: CipherSuite) -> &'static str {
-    match suite {
-        CipherSuite::TLS13_AES_128_GCM_SHA256 => "TLS_AES_128_GCM_SHA256",
-        CipherSuite::TLS13_AES_256_GCM_SHA384 => "TLS_AES_256_GCM_SHA384",
-        CipherSuite::TLS13_CHACHA20_POLY1305_SHA256 => "TLS_CHACHA20_POLY1305_SHA256",
-        CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256 => "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256",
-        CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384 => "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384",
-        CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256 => "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256",
-        CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256 => "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256",
-        CipherSuite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384 => "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384",
-        CipherSuite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256 => "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256",
-        _ => "unknown",
-    }
-}
-
-fn group_name(group: NamedGroup) -> &'static str {
-    match group {
-        NamedGroup::X25519MLKEM768 => "X25519MLKEM768",
-        NamedGroup::X25519 => "x25519",
-        NamedGroup::secp256r1 => "secp256r1",
-        NamedGroup::secp384r1 => "secp384r1",
-        _ => "unknown",
     }
 }
 

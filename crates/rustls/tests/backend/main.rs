@@ -4,6 +4,8 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests are not seen as tests")]
 
 mod agent;
+#[cfg(feature = "fips")]
+mod fips;
 mod handshake;
 mod keys;
 mod peers;

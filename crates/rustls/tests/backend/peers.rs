@@ -247,7 +247,7 @@ fn provider_of(groups: Vec<&'static dyn SupportedKxGroup>) -> CryptoProvider {
     CryptoProvider { kx_groups: groups, ..provider::default_provider() }
 }
 
-fn client_config_with(
+pub(crate) fn client_config_with(
     provider: CryptoProvider,
     version: &'static SupportedProtocolVersion,
     own: Option<&Own>,
