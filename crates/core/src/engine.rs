@@ -200,7 +200,15 @@ struct Records<E> {
     closed: bool,
     /// The error that ended the session; the library is not called again.
     failed: Option<SessionError>,
+    /// How much of a handshake has come.
+    handshake_bytes: usize,
 }
+
+/// The most bytes that a peer may spend on its handshake.
+///
+/// The libraries bound a message, but not how thinly it is spread: at one byte a record a ClientHello of 64 KiB is a
+/// third of a megabyte. The largest list of certificates that is looked at fits in with room for its records.
+const MAX_HANDSHAKE: usize = 96 * 1024;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -212,7 +220,15 @@ enum Phase {
 
 impl<E: Engine> Records<E> {
     fn new(engine: E) -> Self {
-        Self { engine, phase: Phase::First, may_renegotiate: false, peer_closed: false, closed: false, failed: None }
+        Self {
+            engine,
+            phase: Phase::First,
+            may_renegotiate: false,
+            peer_closed: false,
+            closed: false,
+            failed: None,
+            handshake_bytes: 0,
+        }
     }
 
     /// True when the handshake is done.
@@ -239,6 +255,10 @@ impl<E: Engine> Records<E> {
                 let record = first_record(wire.data());
                 if record.is_some() && records.phase == Phase::First {
                     records.phase = Phase::Handshake;
+                }
+                records.handshake_bytes += record.unwrap_or(0);
+                if records.handshake_bytes > MAX_HANDSHAKE {
+                    return Err(SessionError::Protocol(format!("a handshake of more than {MAX_HANDSHAKE} bytes")));
                 }
                 match records.lend(wire, record.unwrap_or(0), out, E::handshake) {
                     Ok(()) => {
@@ -489,6 +509,15 @@ mod tests {
         assert_eq!(session.open(&mut wire, &mut plain, &mut out), Ok(Progress::NeedInput));
         assert_eq!((plain.data(), wire.len()), (&b"d"[..], 4));
         assert_eq!(session.records.engine.reads.len(), 3, "never part of one");
+    }
+
+    #[test]
+    fn a_handshake_in_records_without_end_is_given_up() {
+        let mut session = Agent::new(Fake::default());
+        let taken = (1..).find(|_| session.handshake(&mut wire(b"h"), &mut Buf::default()).is_err()).unwrap();
+        assert_eq!(taken, MAX_HANDSHAKE / 6 + 1);
+        assert_eq!(session.records.engine.reads.len(), taken - 1);
+        assert!(matches!(session.records.failed, Some(SessionError::Protocol(_))));
     }
 
     #[test]
