@@ -1,37 +1,38 @@
 //! `lictor dev` as a newcomer uses it: a call through the mesh, an intention that turns, a root that rotates, the end.
-#![cfg(feature = "dev")]
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::TcpStream,
-    process::{Child, Command, Stdio},
+    process::Stdio,
     time::{Duration, Instant},
 };
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use crate::support::{Running, lictor};
+
 /// How long anything may take on a loaded machine.
 const SOON: Duration = Duration::from_secs(60);
 
 struct Dev {
-    child: Child,
+    process: Running,
     addresses: Value,
 }
 
 impl Dev {
     fn start() -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_lictor"))
-            .args(["dev", "-port-base", "0", "-ready-json"])
-            .env_clear()
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the binary runs");
+        let mut process = Running(
+            lictor("dev -port-base 0 -ready-json")
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null())
+                .spawn()
+                .expect("the binary runs"),
+        );
         let mut line = String::new();
-        BufReader::new(child.stdout.take().expect("a pipe")).read_line(&mut line).expect("a line");
+        BufReader::new(process.0.stdout.take().expect("a pipe")).read_line(&mut line).expect("a line");
         let addresses = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
-        Self { child, addresses }
+        Self { process, addresses }
     }
 
     fn address(&self, pointer: &str) -> String {
@@ -60,13 +61,6 @@ impl Dev {
         let path = "/v1/connect/intentions/exact?source=web&destination=api";
         let (status, body) = self.ask("/agent", "PUT", path, &format!("{{\"Action\": \"{action}\"}}"));
         assert!(status.contains("200"), "{status} {body}");
-    }
-}
-
-impl Drop for Dev {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
@@ -103,7 +97,7 @@ fn a_call_travels_the_mesh_follows_intentions_and_rotations_and_ctrl_c_ends_it()
     let (_, metrics) = dev.ask("/admin/api", "GET", "/metrics", "");
     assert!(metrics.contains("kind=\"denied\"} 1"), "{metrics}");
 
-    let pid = Pid::from_child(&dev.child);
+    let pid = Pid::from_child(&dev.process.0);
     kill_process(pid, Signal::INT).expect("it runs");
-    assert_eq!(dev.child.wait().expect("it ends").code(), Some(0));
+    assert_eq!(dev.process.0.wait().expect("it ends").code(), Some(0));
 }

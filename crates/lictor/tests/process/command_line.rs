@@ -1,34 +1,14 @@
-//! The built binary at its edges: exit codes and the one message that comes with each.
+//! Exit codes and the one message that comes with each.
 
 use std::{
     io::{BufRead as _, BufReader},
     net::TcpListener,
-    process::{Child, Command, Output, Stdio},
+    process::Stdio,
 };
 
 use rustix::process::{Pid, Signal, kill_process};
 
-/// A process that does not outlive its test.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn lictor(arguments: &str) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_lictor"));
-    command.args(arguments.split_whitespace()).env_clear();
-    command
-}
-
-fn run(arguments: &str) -> (Option<i32>, String, String) {
-    let Output { status, stdout, stderr } = lictor(arguments).output().expect("the binary runs");
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("what it prints is UTF-8");
-    (status.code(), text(stdout), text(stderr))
-}
+use crate::support::{Running, lictor, run};
 
 #[test]
 fn help_and_version_go_to_standard_output() {

@@ -1,0 +1,6 @@
+//! The built binary at its edges, as a child process.
+
+mod command_line;
+#[cfg(feature = "dev")]
+mod dev;
+mod support;
