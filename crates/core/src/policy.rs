@@ -42,6 +42,12 @@ pub const SIGNATURE_SCHEMES: [&str; 9] = [
     "rsa_pkcs1_sha512",
 ];
 
+/// What is off in both roles, whatever the configuration says.
+///
+/// Each would let a peer through without the whole check of today, or take bytes before it.
+pub const OFF: [&str; 5] =
+    ["session tickets", "session resumption", "renegotiation", "early data", "certificate compression"];
+
 /// The most bytes that a peer's Certificate message may have before the library refuses it unread.
 ///
 /// The verifier's own bound is [`crate::verify::MAX_CHAIN_BYTES`]; this one keeps a peer that nobody knows yet from
