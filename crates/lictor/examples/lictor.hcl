@@ -66,9 +66,10 @@ agent {
 
 # TLS in the mesh.
 tls {
-  backend     = "rustls"
-  min_version = "1.2"
-  hybrid      = true # offer X25519MLKEM768 first where the library has it
+  # backend    = "rustls" # the library; needed only where several are linked
+  min_version  = "1.2"
+  hybrid       = true  # offer X25519MLKEM768 first where the library has it
+  require_fips = false # start only where the library is in FIPS mode
 }
 
 # Which peers pass, beyond Consul's own rules.

@@ -3,15 +3,17 @@
 use std::sync::Arc;
 
 use lictor_agent::{Agent, Dialect, Options, StartError};
+use lictor_core::TlsBackend;
 
 use crate::{
-    backends,
     cli::AgentFlags,
+    crypto,
+    env::Environment,
     exit::{Exit, Failure},
     keys::BackendKeys,
     logging::Logging,
     output,
-    settings::Log,
+    settings::{Log, Tls},
     signals::Signals,
 };
 
@@ -26,9 +28,10 @@ pub(crate) fn run(flags: &AgentFlags) -> Result<Exit, Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::new(Exit::Failed, format!("the runtime could not be made: {error}")))?;
+    let (backend, _) = crypto::start(&Tls::resolve(&flags.settings, &Environment::of_process())?)?;
     runtime.block_on(async {
         let mut signals = Signals::listen().map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
-        let agent = start(Options {
+        let options = Options {
             address: flags.address,
             unix_socket: flags.unix_socket.clone(),
             control: flags.control,
@@ -36,8 +39,8 @@ pub(crate) fn run(flags: &AgentFlags) -> Result<Exit, Failure> {
             datacenter: flags.datacenter.clone(),
             leaf_ttl: flags.leaf_ttl,
             ..Options::default()
-        })
-        .await?;
+        };
+        let agent = start(options, backend).await?;
         let handle = agent.handle();
         if flags.json {
             output::line(&serde_json::json!({
@@ -54,9 +57,8 @@ pub(crate) fn run(flags: &AgentFlags) -> Result<Exit, Failure> {
     })
 }
 
-/// Starts an agent whose keys come from the first linked backend.
-pub(crate) async fn start(options: Options) -> Result<Agent, Failure> {
-    let backend = (backends::choose(None)?.start)().map_err(|error| Failure::new(Exit::Failed, error))?;
+/// Starts an agent whose keys come from `backend`.
+pub(crate) async fn start(options: Options, backend: Arc<dyn TlsBackend>) -> Result<Agent, Failure> {
     Agent::start(options, Arc::new(BackendKeys(backend))).await.map_err(|error| match &error {
         StartError::Listen { error: cause, .. } if cause.kind() == std::io::ErrorKind::AddrInUse => {
             Failure::new(Exit::AddressInUse, format!("{error}; stop what listens there, or choose another -http-addr"))

@@ -4,12 +4,15 @@ use std::sync::Arc;
 
 use lictor_core::TlsBackend;
 
-use crate::config::{Problem, nearest};
+use crate::{
+    config::{Problem, nearest},
+    exit::{Exit, Failure},
+};
 
 #[cfg(not(any(feature = "rustls")))]
 compile_error!(
-    "lictor needs a TLS library: build it with the default features, or with one of them by name, \
-     as in `cargo build -p lictor --no-default-features --features rustls`"
+    "lictor needs a TLS library: build it with the default features, or choose one by name, as in `cargo build -p \
+     lictor --no-default-features --features rustls,dev`"
 );
 
 /// A TLS library that is linked.
@@ -17,11 +20,30 @@ compile_error!(
 pub(crate) struct Backend {
     /// The name in `tls.backend`.
     pub(crate) name: &'static str,
-    /// Makes it ready for use.
-    pub(crate) start: fn() -> Result<Arc<dyn TlsBackend>, String>,
+    start: fn() -> Result<Arc<dyn TlsBackend>, String>,
 }
 
-/// All that are linked, the preferred one first.
+impl Backend {
+    /// Makes it ready for use.
+    ///
+    /// # Errors
+    /// [`Failure`] in the words of the library.
+    pub(crate) fn start(&self) -> Result<Arc<dyn TlsBackend>, Failure> {
+        (self.start)().map_err(|why| {
+            Failure::new(Exit::Failed, format!("the TLS library \"{}\" does not start: {why}", self.name))
+        })
+    }
+}
+
+impl PartialEq for Backend {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for Backend {}
+
+/// All that are linked.
 const LINKED: &[Backend] = &[
     #[cfg(feature = "rustls")]
     Backend { name: "rustls", start: start_rustls },
@@ -29,6 +51,9 @@ const LINKED: &[Backend] = &[
 
 /// All there are, linked or not.
 const KNOWN: [&str; 3] = ["rustls", "openssl", "boring"];
+
+/// The features that bring a library in FIPS mode, for people who ask for one.
+pub(crate) const FIPS_BUILDS: [&str; 2] = ["rustls-fips", "boring-fips"];
 
 #[cfg(feature = "rustls")]
 fn start_rustls() -> Result<Arc<dyn TlsBackend>, String> {
@@ -39,16 +64,17 @@ fn start_rustls() -> Result<Arc<dyn TlsBackend>, String> {
 
 /// The backend called `name`, or the only one.
 ///
+/// When several are linked, one must be named: whoever adds a library to the default features and says no more would
+/// otherwise run without knowing on the one that was there already.
+///
 /// # Errors
-/// [`Problem`] for a name that is not linked; it lists what is.
+/// [`Problem`] for a name that is not linked, and for no name where several are; both list what is.
 pub(crate) fn choose(name: Option<&str>) -> Result<&'static Backend, Problem> {
-    let linked = || LINKED.iter().map(|backend| backend.name).collect::<Vec<_>>().join(", ");
     let Some(name) = name else {
         return match LINKED {
             [only] => Ok(only),
-            [] => Err(Problem::new("no TLS library is linked")),
-            _ => Err(Problem::new("several TLS libraries are linked")
-                .instead(format!("say which one to use: {}", linked()))
+            _ => Err(Problem::new(format!("several TLS libraries are linked: {}", names()))
+                .instead("name the one to use with backend in tls, -tls-backend or LICTOR_TLS__BACKEND")
                 .key("backend")
                 .key("tls")),
         };
@@ -63,14 +89,25 @@ pub(crate) fn choose(name: Option<&str>) -> Result<&'static Backend, Problem> {
     };
     let instead = match nearest(name, &KNOWN).filter(|near| *near != name && LINKED.iter().any(|b| b.name == *near)) {
         Some(near) => format!("did you mean \"{near}\"?"),
-        None => format!("linked here: {}", linked()),
+        None => format!("linked here: {}", names()),
     };
     Err(Problem::new(what).instead(instead).key("backend").key("tls"))
 }
 
-/// The names of the linked backends, for `lictor version`.
-pub(crate) fn linked() -> impl Iterator<Item = &'static Backend> {
-    LINKED.iter()
+/// The linked backends.
+pub(crate) fn linked() -> &'static [Backend] {
+    LINKED
+}
+
+/// The names of the linked backends, for messages.
+pub(crate) fn names() -> String {
+    LINKED.iter().map(|backend| backend.name).collect::<Vec<_>>().join(", ")
+}
+
+/// A library that exists and is not linked. There always is one, since OpenSSL and BoringSSL exclude each other.
+#[cfg(test)]
+pub(crate) fn not_linked() -> &'static str {
+    KNOWN.into_iter().find(|name| !LINKED.iter().any(|backend| backend.name == *name)).expect("one is not linked")
 }
 
 #[cfg(test)]
@@ -78,19 +115,45 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_only_linked_library_need_not_be_named() {
-        assert_eq!(choose(None).expect("one is linked").name, "rustls");
+    fn a_library_need_not_be_named_only_where_it_is_the_only_one() {
+        match choose(None) {
+            Ok(only) => assert_eq!(LINKED, [Backend { name: only.name, start: only.start }]),
+            Err(problem) => {
+                assert!(LINKED.len() > 1, "{problem}");
+                let message = problem.to_string();
+                assert!(message.starts_with("tls.backend: several TLS libraries are linked: "), "{message}");
+                assert!(message.contains(&names()), "{message}");
+            }
+        }
+        for backend in LINKED {
+            assert_eq!(choose(Some(backend.name)).expect("it is linked"), backend);
+        }
     }
 
     #[test]
     fn a_library_that_is_not_linked_is_refused_with_the_list_of_those_that_are() {
-        assert_eq!(
-            choose(Some("openssl")).expect_err("not linked").to_string(),
-            "tls.backend: this binary is built without \"openssl\"; linked here: rustls"
-        );
-        assert_eq!(
-            choose(Some("rusttls")).expect_err("no such").to_string(),
-            "tls.backend: there is no TLS library \"rusttls\"; did you mean \"rustls\"?"
-        );
+        let name = not_linked();
+        let (message, linked) = (choose(Some(name)).expect_err("not linked").to_string(), names());
+        assert_eq!(message, format!("tls.backend: this binary is built without \"{name}\"; linked here: {linked}"));
+    }
+
+    #[test]
+    fn a_name_that_is_spelt_wrong_is_answered_with_the_nearest() {
+        for Backend { name, .. } in LINKED {
+            let wrong = format!("{name}s");
+            assert_eq!(
+                choose(Some(&wrong)).expect_err("no such").to_string(),
+                format!("tls.backend: there is no TLS library \"{wrong}\"; did you mean \"{name}\"?")
+            );
+        }
+    }
+
+    #[test]
+    fn every_linked_library_starts_under_its_own_name() {
+        for backend in LINKED {
+            let started = backend.start().unwrap_or_else(|failure| panic!("{failure}"));
+            assert_eq!(started.name(), backend.name);
+            assert_eq!(started.crypto(&lictor_core::TlsPolicy::default()).backend, backend.name);
+        }
     }
 }

@@ -32,6 +32,12 @@ impl Environment {
         self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 
+    /// Our own variables about TLS alone, for commands that read no other settings.
+    pub(crate) fn only_tls(&self) -> Self {
+        let about_tls = |name: &str| name.starts_with("LICTOR_TLS__");
+        Self(self.0.iter().filter(|(name, _)| about_tls(name)).map(|(n, v)| (n.clone(), v.clone())).collect())
+    }
+
     /// What Consul's own variables say. `CONNECT_PROXY_ID` and `CONNECT_SIDECAR_FOR` are not among them: they choose
     /// the mode and are looked at there.
     pub(crate) fn consul(&self) -> Result<Layer, Problem> {

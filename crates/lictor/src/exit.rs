@@ -20,7 +20,6 @@ pub(crate) enum Exit {
     /// An address that flags or file name is in use.
     AddressInUse = 5,
     /// FIPS is required and the TLS library is not in that mode.
-    #[expect(dead_code, reason = "reserved for the backends that have a FIPS mode")]
     NoFips = 6,
 }
 

@@ -13,6 +13,8 @@ mod agent_command;
 mod backends;
 mod cli;
 mod config;
+mod crypto;
+mod crypto_command;
 mod definition;
 #[cfg(feature = "dev")]
 mod dev;
@@ -62,15 +64,19 @@ fn run(action: Action) -> Result<Exit, Failure> {
         Action::Dev(flags) => dev::run(flags),
         #[cfg(feature = "dev")]
         Action::Agent(flags) => agent_command::run(&flags),
+        Action::Crypto(flags) => crypto_command::run(&flags),
         Action::Validate(path) => {
             let settings = Settings::of_path(&path)?;
+            if settings.tls.require_fips {
+                crypto::start(&settings.tls)?;
+            }
             output::line(&format_args!("{} is valid: {settings}", path.display()));
             Ok(Exit::Clean)
         }
         Action::Version => {
             output::line(&format_args!("lictor {}", env!("CARGO_PKG_VERSION")));
             for backend in backends::linked() {
-                let library = (backend.start)().map_or_else(|error| error, |backend| backend.library());
+                let library = backend.start().map_or_else(|failure| failure.to_string(), |backend| backend.library());
                 output::line(&format_args!("TLS library: {} ({library})", backend.name));
             }
             Ok(Exit::Clean)

@@ -12,7 +12,7 @@ use std::{
 };
 
 use lictor_core::{
-    CertSource, ServiceName, TlsBackend,
+    CertSource, Crypto, ServiceName, TlsBackend,
     consul::{
         AgentClient, ConsulAuthorizer, ConsulCertSource, ConsulDiscovery, DefinitionSource, Endpoint, OwnDefinition,
         ProxyDefinition, Readiness, Registration, RegistrationSettings, SidecarError, find_sidecar,
@@ -27,7 +27,7 @@ use crate::{
     admin::{self, Ready, Status as _},
     agent_client,
     cli::ProxyFlags,
-    definition,
+    crypto, definition,
     env::Environment,
     exit::{Exit, Failure},
     logging::Logging,
@@ -46,7 +46,7 @@ pub(crate) struct Process {
     control: Option<tokio::runtime::Runtime>,
     workers: Arc<Workers>,
     backend: Arc<dyn TlsBackend>,
-    backend_name: &'static str,
+    crypto: Arc<Crypto>,
     records: Records,
     log_lines_dropped: ErrorCounter,
 }
@@ -61,7 +61,7 @@ impl Process {
         // Each connection takes two descriptors; the soft limit that most systems start with is there for programmes
         // that use select(2).
         let descriptors = raise_descriptor_limit();
-        let backend = (settings.backend.start)().map_err(|why| failed("the TLS library does not start", &why))?;
+        let (backend, crypto) = crypto::start(&settings.tls)?;
         // The first key costs the seeding of the random generator: better now than at the first handshake.
         drop(backend.generate_p256());
         let control = tokio::runtime::Builder::new_multi_thread()
@@ -72,21 +72,22 @@ impl Process {
             .map_err(|why| failed("the control threads cannot be started", &why))?;
         let workers =
             Workers::start(Some(settings.workers)).map_err(|why| failed("the data threads cannot be started", &why))?;
-        tracing::info!(
-            version = env!("CARGO_PKG_VERSION"),
-            tls = backend.library(),
-            workers = settings.workers,
-            descriptors,
-            "lictor starts"
-        );
+        tracing::info!(version = env!("CARGO_PKG_VERSION"), workers = settings.workers, descriptors, "lictor starts");
+        crypto::log(&crypto, settings.tls.require_fips);
         Ok(Self {
             control: Some(control),
             workers: Arc::new(workers),
             backend,
-            backend_name: settings.backend.name,
+            crypto: Arc::new(crypto),
             records: logging.records(),
             log_lines_dropped: logging.dropped(),
         })
+    }
+
+    /// The TLS library.
+    #[cfg(feature = "dev")]
+    pub(crate) fn backend(&self) -> Arc<dyn TlsBackend> {
+        Arc::clone(&self.backend)
     }
 
     /// Runs `work` on the control threads.
@@ -140,7 +141,8 @@ impl Mesh {
         };
         let status = Arc::new(Status {
             name,
-            backend: process.backend_name,
+            crypto: Arc::clone(&process.crypto),
+            tls: settings.tls.clone(),
             client: client.clone(),
             records: process.records.clone(),
             log_lines_dropped: process.log_lines_dropped.clone(),
@@ -291,8 +293,13 @@ impl Starter {
             partition: settings.agent.partition.clone(),
         };
         let backend = Arc::clone(&self.backend);
-        let rotation =
-            Rotation::new(own, Arc::clone(&backend), settings.tls.clone(), Arc::clone(&peer_policy), system_clock());
+        let rotation = Rotation::new(
+            own,
+            Arc::clone(&backend),
+            settings.tls.policy.clone(),
+            Arc::clone(&peer_policy),
+            system_clock(),
+        );
         let source = Arc::new(ConsulCertSource::start(&client, Arc::new(rotation), system_clock()));
         if let Some(datacenter) = datacenter {
             source.expect_datacenter(datacenter);
@@ -306,7 +313,7 @@ impl Starter {
             authorizer: Arc::new(authorizer),
             discovery: Arc::new(ConsulDiscovery::new(client)),
             backend,
-            tls_policy: settings.tls.clone(),
+            tls_policy: settings.tls.policy.clone(),
             peer_policy,
             workers: Arc::clone(&self.workers),
             control: tokio::runtime::Handle::current(),

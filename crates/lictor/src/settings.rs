@@ -1,5 +1,7 @@
 //! What flags, variables and file mean together: one value, checked, with every default in one place.
 
+mod tls;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs as _},
@@ -8,16 +10,15 @@ use std::{
 };
 
 use lictor_core::{
-    Destination, DestinationKind, PeerPolicy, ServiceName, TlsPolicy, TrustDomain, consul::AgentAddress,
-    identity::Grammar,
+    Destination, DestinationKind, PeerPolicy, ServiceName, TrustDomain, consul::AgentAddress, identity::Grammar,
 };
 
+pub(crate) use self::tls::{Candidates, Tls};
 use crate::{
-    backends,
-    cli::ProxyFlags,
+    cli::{ProxyFlags, Setting},
     config::{
         self, File, Layer, Problem, Value,
-        schema::{self, Level, MinVersion},
+        schema::{self, Level},
         values::{Secret, Text},
     },
     env::{Environment, path_of},
@@ -43,8 +44,7 @@ pub(crate) const MANAGED_DRAIN: Duration = Duration::from_secs(4);
 pub(crate) struct Settings {
     pub(crate) mode: Mode,
     pub(crate) agent: AgentSettings,
-    pub(crate) backend: &'static backends::Backend,
-    pub(crate) tls: TlsPolicy,
+    pub(crate) tls: Tls,
     pub(crate) peers: PeerPolicy,
     pub(crate) limits: schema::Limits,
     pub(crate) inbound_limits: schema::Inbound,
@@ -227,7 +227,7 @@ impl Settings {
             ("register", register),
             ("limits", limits),
             ("agent", self.agent != newer.agent),
-            ("tls", self.backend.name != newer.backend.name || self.tls != newer.tls),
+            ("tls", self.tls != newer.tls),
             ("peers", self.peers != newer.peers),
             ("registration", self.registration != newer.registration),
             ("workers", self.workers != newer.workers),
@@ -282,11 +282,7 @@ impl Settings {
         Ok(Self {
             mode,
             agent: agent_settings(agent)?,
-            backend: backends::choose(tls.backend.as_ref().map(|Text(name)| name.as_str()))?,
-            tls: TlsPolicy {
-                tls12: tls.min_version != Some(MinVersion::Tls13),
-                hybrid_first: tls.hybrid.is_none_or(|switch| switch.0),
-            },
+            tls: Tls::of(&tls)?,
             peers,
             limits,
             inbound_limits: inbound,
@@ -325,7 +321,8 @@ impl std::fmt::Display for Settings {
                 write!(f, " and {} upstreams", sidecar.upstreams.len())?;
             }
         }
-        write!(f, ", TLS by {}", self.backend.name)
+        write!(f, ", TLS by {}", self.tls.backend.name)?;
+        if self.tls.require_fips { f.write_str(" in FIPS mode") } else { Ok(()) }
     }
 }
 
@@ -378,18 +375,7 @@ impl ModeKeys {
 /// The flags as the topmost layer.
 fn flag_layer(flags: &ProxyFlags) -> Result<Layer, Failure> {
     let text = |value: &str| Value::Text(value.to_owned());
-    let mut values = Vec::new();
-    let has = |flag: &str| flags.settings.iter().any(|(name, ..)| *name == flag);
-    for (flag, path, value) in &flags.settings {
-        // A token from a flag rules over any token or token file from below, and the file over the value.
-        match *flag {
-            "token" if has("token-file") => continue,
-            "token" => values.push((format!("-{flag}"), path_of("agent.token_file"), Value::Null)),
-            "token-file" => values.push((format!("-{flag}"), path_of("agent.token"), Value::Null)),
-            _ => {}
-        }
-        values.push((format!("-{flag}"), path_of(path), text(value)));
-    }
+    let mut values = values_of(&flags.settings);
     for (flag, path, value) in [
         ("-listen", "inbound.listen", &flags.listen),
         ("-service-addr", "inbound.app", &flags.service_addr),
@@ -414,6 +400,27 @@ fn flag_layer(flags: &ProxyFlags) -> Result<Layer, Failure> {
         put("port", Value::Integer(upstream.port.into()));
     }
     Layer::texts("flags", values).map_err(Failure::usage)
+}
+
+/// Flags with a key of their own as a layer.
+fn settings_layer(settings: &[Setting]) -> Result<Layer, Failure> {
+    Layer::texts("flags", values_of(settings)).map_err(Failure::usage)
+}
+
+fn values_of(settings: &[Setting]) -> Vec<(String, Vec<String>, Value)> {
+    let mut values = Vec::new();
+    let has = |flag: &str| settings.iter().any(|(name, ..)| *name == flag);
+    for (flag, path, value) in settings {
+        // A token from a flag rules over any token or token file from below, and the file over the value.
+        match *flag {
+            "token" if has("token-file") => continue,
+            "token" => values.push((format!("-{flag}"), path_of("agent.token_file"), Value::Null)),
+            "token-file" => values.push((format!("-{flag}"), path_of("agent.token"), Value::Null)),
+            _ => {}
+        }
+        values.push((format!("-{flag}"), path_of(path), Value::Text(value.clone())));
+    }
+    values
 }
 
 fn static_sidecar(

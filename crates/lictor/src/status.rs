@@ -9,7 +9,7 @@ use std::{
 };
 
 use lictor_core::{
-    CertSource as _, Material,
+    CertSource as _, Crypto, Material,
     consul::{AgentClient, ConsulCertSource, OwnDefinition},
     material::Root,
 };
@@ -20,14 +20,17 @@ use tracing_appender::non_blocking::ErrorCounter;
 
 use crate::{
     admin::{self, Ready, metrics},
+    crypto::Report,
     records::Records,
+    settings::Tls,
 };
 
 /// One sidecar from its start on, also before its registration is known.
 pub(crate) struct Status {
     /// How logs and pages call it before its service is known.
     pub(crate) name: String,
-    pub(crate) backend: &'static str,
+    pub(crate) crypto: Arc<Crypto>,
+    pub(crate) tls: Tls,
     pub(crate) client: AgentClient,
     pub(crate) records: Records,
     pub(crate) log_lines_dropped: ErrorCounter,
@@ -149,7 +152,7 @@ impl admin::Status for Status {
         let Some(running) = self.running.get() else { return "# EOF\n".to_owned() };
         metrics::page(metrics::Numbers {
             service: self.service().to_owned(),
-            backend: self.backend,
+            crypto: Arc::clone(&self.crypto),
             proxy: running.sidecar.metrics(),
             agent: self.client.health(),
             ready: self.ready().ready,
@@ -162,6 +165,10 @@ impl admin::Status for Status {
             }),
             log_lines_dropped: u64::try_from(self.log_lines_dropped.dropped_lines()).unwrap_or(u64::MAX),
         })
+    }
+
+    fn crypto(&self) -> Value {
+        json!(Report::new(&self.tls.policy, self.tls.require_fips, vec![(*self.crypto).clone()]))
     }
 
     fn certs(&self) -> Value {

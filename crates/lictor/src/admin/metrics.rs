@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc, time::SystemTime};
 
-use lictor_core::consul::AgentHealth;
+use lictor_core::{Crypto, consul::AgentHealth};
 use lictor_proxy::metrics::{DURATION_BOUNDS_MICROS, HistogramSnapshot, MetricsSnapshot, PathSnapshot};
 use prometheus_client::{
     collector::Collector,
@@ -15,7 +15,7 @@ use prometheus_client::{
 #[derive(Clone, Debug)]
 pub(crate) struct Numbers {
     pub(crate) service: String,
-    pub(crate) backend: &'static str,
+    pub(crate) crypto: Arc<Crypto>,
     pub(crate) proxy: MetricsSnapshot,
     pub(crate) agent: AgentHealth,
     pub(crate) ready: bool,
@@ -52,7 +52,7 @@ type Labels<'a> = Vec<(&'static str, &'a str)>;
 impl Collector for Page {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let numbers = &*self.0;
-        let Numbers { service, proxy, agent, .. } = numbers;
+        let Numbers { service, proxy, agent, crypto, .. } = numbers;
         let service = ("service", service.as_str());
         let mut paths: Vec<(Labels<'_>, &PathSnapshot)> =
             vec![(vec![service, ("direction", "inbound"), ("upstream", "")], &proxy.inbound)];
@@ -61,10 +61,30 @@ impl Collector for Page {
         }
 
         let mut info = encoder.encode_descriptor("build", "What runs here", None, MetricType::Info)?;
-        info.encode_info(&vec![("version", env!("CARGO_PKG_VERSION")), ("tls", numbers.backend)])?;
+        info.encode_info(&vec![("version", env!("CARGO_PKG_VERSION")), ("tls", crypto.backend)])?;
+        let mut info = encoder.encode_descriptor("tls", "The TLS library and what it does", None, MetricType::Info)?;
+        info.encode_info(&vec![
+            ("backend", crypto.backend),
+            ("library", &crypto.library),
+            ("fips", if crypto.fips.enabled { "true" } else { "false" }),
+            ("versions", &crypto.versions.join(",")),
+            ("groups", &crypto.groups.join(",")),
+            ("suites", &crypto.suites.join(",")),
+            ("signature_schemes", &crypto.signature_schemes.join(",")),
+        ])?;
 
         let mut out = Out(&mut encoder);
         out.gauge("ready", "1 when everything serves, as on /ready", [(vec![service], u64::from(numbers.ready))])?;
+        out.gauge(
+            "tls_fips",
+            "1 when the TLS library says that it is in FIPS mode",
+            [(vec![service], u64::from(crypto.fips.enabled))],
+        )?;
+        out.gauge(
+            "tls_differences",
+            "Points in which the TLS library differs from the policy, as /crypto lists them",
+            [(vec![service], crypto.differs.len() as u64)],
+        )?;
         let each =
             |value: fn(&PathSnapshot) -> u64| paths.iter().map(move |(labels, path)| (labels.clone(), value(path)));
         out.counter("connections_accepted", "Sockets accepted", each(|path| path.accepted))?;
@@ -234,6 +254,8 @@ impl Out<'_, '_> {
 
 #[cfg(test)]
 mod tests {
+    use lictor_core::Fips;
+
     use super::*;
 
     fn path() -> PathSnapshot {
@@ -260,7 +282,16 @@ mod tests {
     fn a_scrape_holds_every_number_under_a_name_of_its_own() {
         let text = page(Numbers {
             service: "api".to_owned(),
-            backend: "rustls",
+            crypto: Arc::new(Crypto {
+                backend: "rustls",
+                library: "a \"library\" 1.2".to_owned(),
+                fips: Fips { enabled: true, means: "", self_test: "" },
+                versions: vec!["TLSv1.3", "TLSv1.2"],
+                suites: vec!["SUITE"],
+                groups: vec!["x25519", "secp256r1"],
+                signature_schemes: vec!["SCHEME"],
+                differs: vec!["In one thing.".to_owned()],
+            }),
             proxy: MetricsSnapshot {
                 inbound: path(),
                 upstreams: [("db".to_owned(), path())].into(),
@@ -283,6 +314,10 @@ mod tests {
             "lictor_handshake_duration_seconds_bucket{le=\"0.0025\",service=\"api\",direction=\"inbound\",upstream=\"\"} 1",
             "lictor_handshake_duration_seconds_bucket{le=\"+Inf\",service=\"api\",direction=\"inbound\",upstream=\"\"} 1",
             "lictor_log_lines_dropped_total{service=\"api\"} 6",
+            "lictor_tls_info{backend=\"rustls\",library=\"a \\\"library\\\" 1.2\",fips=\"true\",versions=\"TLSv1.3,TLSv1.2\",\
+             groups=\"x25519,secp256r1\",suites=\"SUITE\",signature_schemes=\"SCHEME\"} 1",
+            "lictor_tls_fips{service=\"api\"} 1",
+            "lictor_tls_differences{service=\"api\"} 1",
         ] {
             assert!(text.lines().any(|each| each == line), "{line}\nis not in\n{text}");
         }

@@ -1,4 +1,4 @@
-//! The admin listener: `/live`, `/ready`, `/metrics`, `/certs` and `/connections`.
+//! The admin listener: `/live`, `/ready`, `/metrics`, `/crypto`, `/certs` and `/connections`.
 //!
 //! It asks nobody for a password, so it stays on loopback unless the operator says otherwise, and it answers only
 //! requests whose `Host` is a name of loopback: a web page that had its name resolved to 127.0.0.1 (DNS rebinding)
@@ -41,6 +41,8 @@ pub(crate) trait Status: Send + Sync + 'static {
     fn ready(&self) -> Ready;
     /// The metrics in the text format of Prometheus.
     fn metrics(&self) -> String;
+    /// The TLS library and what it does, as `lictor crypto -json` prints it.
+    fn crypto(&self) -> serde_json::Value;
     /// Identities, serial numbers and validity of leaf and roots.
     fn certs(&self) -> serde_json::Value;
     /// The open connections and those that ended last.
@@ -103,6 +105,7 @@ fn router(status: Arc<dyn Status>, any_host: bool) -> Router {
         .route("/live", get(|| async { "live\n" }))
         .route("/ready", get(ready))
         .route("/metrics", get(metrics))
+        .route("/crypto", get(|State(status): State<Arc<dyn Status>>| async move { Json(status.crypto()) }))
         .route("/certs", get(|State(status): State<Arc<dyn Status>>| async move { Json(status.certs()) }))
         .route("/connections", get(|State(status): State<Arc<dyn Status>>| async move { Json(status.connections()) }))
         .with_state(status);
@@ -111,7 +114,7 @@ fn router(status: Arc<dyn Status>, any_host: bool) -> Router {
 
 async fn index() -> &'static str {
     "lictor\n\n/live         the process runs\n/ready        200 when it serves, otherwise 503 with what is missing\n\
-     /metrics      for Prometheus\n/certs        who we are and whom we trust\n/connections  who is connected to whom\n"
+     /metrics      for Prometheus\n/crypto       the TLS library and what it does\n/certs        who we are and whom we trust\n/connections  who is connected to whom\n"
 }
 
 async fn ready(State(status): State<Arc<dyn Status>>) -> Response {
@@ -166,6 +169,9 @@ mod tests {
         }
         fn metrics(&self) -> String {
             "# EOF\n".to_owned()
+        }
+        fn crypto(&self) -> serde_json::Value {
+            serde_json::json!({})
         }
         fn certs(&self) -> serde_json::Value {
             serde_json::json!({"generation": 1})

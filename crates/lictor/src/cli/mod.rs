@@ -20,8 +20,12 @@ pub(crate) enum Action {
     #[cfg(feature = "dev")]
     Agent(AgentFlags),
     Validate(PathBuf),
+    Crypto(CryptoFlags),
     Version,
 }
+
+/// A flag whose value goes to a key of the configuration: flag, key, and the value as it was written.
+pub(crate) type Setting = (&'static str, &'static str, String);
 
 /// The flags of `lictor proxy`. `None` and empty mean: not written. Without `Debug`, since one may hold a token.
 #[derive(Default)]
@@ -35,17 +39,27 @@ pub(crate) struct ProxyFlags {
     pub(crate) upstreams: Vec<UpstreamFlag>,
     pub(crate) register: Option<bool>,
     pub(crate) register_id: Option<String>,
-    /// Settings that have a key in the file: `(flag, path, value)`.
-    pub(crate) settings: Vec<(&'static str, &'static str, String)>,
+    /// Settings that have a key in the file.
+    pub(crate) settings: Vec<Setting>,
     /// Flags of the original that mean nothing here, for one warning each.
     pub(crate) ignored: Vec<&'static str>,
     pub(crate) ready_json: bool,
 }
 
+/// The flags of `lictor crypto`.
+#[derive(Debug)]
+pub(crate) struct CryptoFlags {
+    pub(crate) config: Option<PathBuf>,
+    pub(crate) settings: Vec<Setting>,
+    pub(crate) json: bool,
+}
+
 /// The flags of `lictor dev`.
 #[cfg(feature = "dev")]
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct DevFlags {
+    /// Those about TLS.
+    pub(crate) settings: Vec<Setting>,
     /// The first of the ports that are used, or 0 for free ones.
     pub(crate) port_base: Option<u16>,
     pub(crate) json: bool,
@@ -56,6 +70,8 @@ pub(crate) struct DevFlags {
 #[cfg(feature = "dev")]
 #[derive(Debug)]
 pub(crate) struct AgentFlags {
+    /// Those about TLS.
+    pub(crate) settings: Vec<Setting>,
     pub(crate) address: std::net::SocketAddr,
     pub(crate) control: Option<std::net::SocketAddr>,
     pub(crate) unix_socket: Option<PathBuf>,
@@ -66,7 +82,7 @@ pub(crate) struct AgentFlags {
 }
 
 /// Flags of `proxy` whose value goes to a key of the configuration: flag, key, name of the value, help.
-const SETTINGS: [(&str, &str, &str, &str); 18] = [
+const SETTINGS: [(&str, &str, &str, &str); 19] = [
     (
         "http-addr",
         "agent.address",
@@ -103,8 +119,14 @@ const SETTINGS: [(&str, &str, &str, &str); 18] = [
     ("datacenter", "agent.datacenter", "DC", "Datacenter in which upstreams are looked up; the agent's own by default"),
     ("namespace", "agent.namespace", "NS", "Namespace (Consul Enterprise) [env: CONSUL_NAMESPACE]"),
     ("partition", "agent.partition", "NAME", "Admin partition (Consul Enterprise) [env: CONSUL_PARTITION]"),
-    ("tls-backend", "tls.backend", "NAME", "TLS library to use, where several are linked"),
+    (
+        "tls-backend",
+        "tls.backend",
+        "NAME",
+        "TLS library: rustls, openssl or boring; needed only where several are linked",
+    ),
     ("tls-min-version", "tls.min_version", "VERSION", "Lowest TLS version in the mesh, 1.2 or 1.3 [default: 1.2]"),
+    ("tls-require-fips", "tls.require_fips", "BOOL", "Start only where the TLS library is in FIPS mode"),
     ("workers", "workers", "N", "Threads that carry data [default: 2, at most the cores]"),
     ("admin", "admin.address", "ADDR", "Admin listener, host:port or off [default: 127.0.0.1:19100]"),
     ("admin-allow-remote", "admin.allow_remote", "BOOL", "Let the admin listener be reached from other hosts"),
@@ -129,12 +151,14 @@ pub(crate) fn parse(argv: impl IntoIterator<Item = OsString>) -> Result<Action, 
         Some(("proxy", matches)) => Action::Proxy(Box::new(proxy_flags(matches))),
         #[cfg(feature = "dev")]
         Some(("dev", matches)) => Action::Dev(DevFlags {
+            settings: settings_of(matches, is_about_tls),
             port_base: matches.get_one("port-base").copied(),
             json: switch(matches, "ready-json").unwrap_or_default(),
             verbose: switch(matches, "verbose").unwrap_or_default(),
         }),
         #[cfg(feature = "dev")]
         Some(("agent", matches)) => Action::Agent(AgentFlags {
+            settings: settings_of(matches, is_about_library),
             address: matches.get_one("http-addr").copied().unwrap_or(DEFAULT_AGENT),
             control: matches.get_one("control").copied(),
             unix_socket: matches.get_one("unix-socket").cloned(),
@@ -146,6 +170,11 @@ pub(crate) fn parse(argv: impl IntoIterator<Item = OsString>) -> Result<Action, 
         Some(("validate", matches)) => {
             Action::Validate(matches.get_one::<PathBuf>("FILE").cloned().unwrap_or_default())
         }
+        Some(("crypto", matches)) => Action::Crypto(CryptoFlags {
+            config: matches.get_one("config").cloned(),
+            settings: settings_of(matches, is_about_tls),
+            json: switch(matches, "json").unwrap_or_default(),
+        }),
         _ => Action::Version,
     })
 }
@@ -183,6 +212,7 @@ pub(crate) fn command() -> Command {
             )
             .after_help("Example:\n  lictor validate /etc/lictor/web.hcl"),
     )
+    .subcommand(crypto_command())
     .subcommand(Command::new("version").about("Print the version and what is linked"))
 }
 
@@ -196,7 +226,7 @@ fn proxy_command() -> Command {
              flags, or -config with a file.",
         )
         .args_override_self(true)
-        .arg(text("config", "FILE", "Configuration file: .hcl, .toml, .json or .yaml").value_parser(clap::value_parser!(PathBuf)))
+        .arg(config_file())
         .arg(text("sidecar-for", "ID", "ID of a registered service; its sidecar's registration is followed [env: CONNECT_SIDECAR_FOR]"))
         .arg(text("proxy-id", "ID", "ID of a registered sidecar; its registration is followed [env: CONNECT_PROXY_ID]"))
         .arg(text("service", "NAME", "Name of the service, for a sidecar that is described by flags"))
@@ -222,9 +252,7 @@ fn proxy_command() -> Command {
         .arg(flag("ready-json", "Print one line of JSON on standard output when everything is ready"))
         .arg(text("pprof-addr", "ADDR", "Not served; taken with a warning").hide(true))
         .arg(flag("stale", "Without effect, as in the original").hide(true));
-    for (name, _, value, help) in SETTINGS {
-        command = command.arg(if value == "BOOL" { flag(name, help) } else { text(name, value, help) });
-    }
+    command = with_settings(command, |_| true);
     command.after_help(
         "Examples:\n  lictor proxy -sidecar-for web\n  lictor proxy -service web -service-addr 127.0.0.1:8080 -listen \
          :21000 -upstream db:5432 -register\n  lictor proxy -config /etc/lictor/web.hcl\n\nEvery key of the file can be \
@@ -233,9 +261,27 @@ fn proxy_command() -> Command {
     )
 }
 
+fn crypto_command() -> Command {
+    let command = Command::new("crypto")
+        .about("Show which TLS library would run, and what it does")
+        .long_about(
+            "Shows the TLS library that `lictor proxy` would run with under the same file, variables and flags: its \
+             version, whether it is in FIPS mode and what that means, versions, suites, groups and signature schemes, \
+             and in what it differs from the policy. Starts nothing else. Where several libraries are linked and none \
+             is named, all are shown.",
+        )
+        .args_override_self(true)
+        .arg(config_file())
+        .arg(flag("json", "Print JSON"));
+    with_settings(command, is_about_tls).after_help(
+        "Examples:\n  lictor crypto\n  lictor crypto -json -config /etc/lictor/web.hcl\n\nEnds with 6 where FIPS is \
+         required and absent.",
+    )
+}
+
 #[cfg(feature = "dev")]
 fn dev_command() -> Command {
-    Command::new("dev")
+    let command = Command::new("dev")
         .about("A whole mesh in one process to try things out")
         .long_about(
             "Runs an embedded Consul agent with a certificate authority, two small services (web calls api) and a sidecar \
@@ -247,13 +293,13 @@ fn dev_command() -> Command {
                 .value_parser(clap::value_parser!(u16)),
         )
         .arg(flag("ready-json", "Print one line of JSON with all addresses instead of the guide").visible_alias("json"))
-        .arg(flag("verbose", "Log everything, not only what matters"))
-        .after_help("Example:\n  lictor dev")
+        .arg(flag("verbose", "Log everything, not only what matters"));
+    with_settings(command, is_about_tls).after_help("Example:\n  lictor dev")
 }
 
 #[cfg(feature = "dev")]
 fn agent_command() -> Command {
-    Command::new("agent")
+    let command = Command::new("agent")
         .about("Run the embedded development agent alone")
         .long_about(
             "Runs the embedded development agent alone: the part of a Consul agent's HTTP API that a mesh needs, with a \
@@ -266,13 +312,47 @@ fn agent_command() -> Command {
         .arg(text("datacenter", "DC", "Its datacenter [default: dc1]"))
         .arg(flag("classic", "Speak the dialect of Consul 1.10 instead of today's"))
         .arg(text("leaf-ttl", "TIME", "How long leaf certificates live [default: 72h]").value_parser(humantime::parse_duration))
-        .arg(flag("ready-json", "Print one line of JSON on standard output when it listens"))
-        .after_help("Example:\n  lictor agent -http-addr 127.0.0.1:8500")
+        .arg(flag("ready-json", "Print one line of JSON on standard output when it listens"));
+    with_settings(command, is_about_library).after_help("Example:\n  lictor agent -http-addr 127.0.0.1:8500")
 }
 
 #[cfg(feature = "dev")]
 fn socket_address(text: &str) -> Result<std::net::SocketAddr, String> {
     text.parse().map_err(|_| "write an IP address and a port, such as 127.0.0.1:8500".to_owned())
+}
+
+/// Whether a setting says how the mesh is encrypted.
+fn is_about_tls(key: &str) -> bool {
+    key.starts_with("tls.")
+}
+
+/// Whether a setting chooses the library.
+#[cfg(feature = "dev")]
+fn is_about_library(key: &str) -> bool {
+    matches!(key, "tls.backend" | "tls.require_fips")
+}
+
+/// Adds the flags whose key is `wanted`.
+fn with_settings(mut command: Command, wanted: fn(&str) -> bool) -> Command {
+    for (name, _, value, help) in SETTINGS.into_iter().filter(|(_, key, ..)| wanted(key)) {
+        command = command.arg(if value == "BOOL" { flag(name, help) } else { text(name, value, help) });
+    }
+    command
+}
+
+/// What was written of the flags whose key is `wanted`.
+fn settings_of(matches: &ArgMatches, wanted: fn(&str) -> bool) -> Vec<Setting> {
+    let mut settings = Vec::new();
+    for (name, key, value, _) in SETTINGS.into_iter().filter(|(_, key, ..)| wanted(key)) {
+        let text =
+            if value == "BOOL" { switch(matches, name).map(|value| value.to_string()) } else { string(matches, name) };
+        settings.extend(text.map(|text| (name, key, text)));
+    }
+    settings
+}
+
+fn config_file() -> Arg {
+    text("config", "FILE", "Configuration file: .hcl, .toml, .json or .yaml").value_parser(clap::value_parser!(PathBuf))
 }
 
 /// A flag with a value.
@@ -303,12 +383,7 @@ fn string(matches: &ArgMatches, name: &str) -> Option<String> {
 }
 
 fn proxy_flags(matches: &ArgMatches) -> ProxyFlags {
-    let mut settings = Vec::new();
-    for (name, path, value, _) in SETTINGS {
-        let text =
-            if value == "BOOL" { switch(matches, name).map(|value| value.to_string()) } else { string(matches, name) };
-        settings.extend(text.map(|text| (name, path, text)));
-    }
+    let mut settings = settings_of(matches, |_| true);
     settings.extend(string(matches, "log-level").map(|level| ("log-level", "log.level", level)));
     settings.extend(switch(matches, "log-json").map(|json| ("log-json", "log.json", json.to_string())));
     let mut ignored = Vec::new();

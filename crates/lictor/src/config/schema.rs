@@ -123,6 +123,8 @@ pub(crate) struct Tls {
     pub(crate) min_version: Option<MinVersion>,
     /// Offer the hybrid key exchange X25519MLKEM768 first.
     pub(crate) hybrid: Option<Switch>,
+    /// Start only where the library is in FIPS mode.
+    pub(crate) require_fips: Option<Switch>,
 }
 
 /// The lowest TLS version that is spoken in the mesh.

@@ -46,23 +46,23 @@ pub(crate) fn run(flags: DevFlags) -> Result<Exit, Failure> {
         _ => Failure::new(Exit::Failed, error.to_string()),
     })?;
     // One process for all: the settings of the first sidecar say how many threads carry data.
-    let process = Process::start(&settings(ports, "web")?, &logging)?;
+    let process = Process::start(&settings(ports, "web", &flags)?, &logging)?;
     process.block_on(serve(&process, ports, flags))
 }
 
 async fn serve(process: &Process, ports: Ports, flags: DevFlags) -> Result<Exit, Failure> {
     let mut signals = Signals::listen().map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
-    let agent = agent_command::start(Options {
+    let options = Options {
         address: ports.agent,
         control: Some(ports.control),
         sidecar_check_interval: Duration::from_secs(2),
         ..Options::default()
-    })
-    .await?;
+    };
+    let agent = agent_command::start(options, process.backend()).await?;
     register(&agent.handle(), ports)?;
 
-    let web = Mesh::start(process, settings(ports, "web")?).await?;
-    let api = Mesh::start(process, settings(ports, "api")?).await?;
+    let web = Mesh::start(process, settings(ports, "web", &flags)?).await?;
+    let api = Mesh::start(process, settings(ports, "api", &flags)?).await?;
     let listen = |address: std::net::SocketAddr| async move {
         TcpListener::bind(address)
             .await
@@ -145,19 +145,23 @@ async fn healthy(ports: Ports) {
     }
 }
 
-/// What `lictor proxy -sidecar-for NAME` would be told.
-fn settings(ports: Ports, name: &str) -> Result<Settings, Failure> {
+/// What `lictor proxy -sidecar-for NAME` would be told. Of the variables only those about TLS count: the others are
+/// meant for another agent.
+fn settings(ports: Ports, name: &str, flags: &DevFlags) -> Result<Settings, Failure> {
     let admin = if name == "web" { ports.web_admin } else { ports.api_admin };
     let flags = ProxyFlags {
         sidecar_for: Some(name.to_owned()),
-        settings: vec![
+        settings: [
             ("http-addr", "agent.address", ports.agent.to_string()),
             ("admin", "admin.address", admin.to_string()),
             ("drain-timeout", "drain.timeout", DRAIN.to_owned()),
-        ],
+        ]
+        .into_iter()
+        .chain(flags.settings.clone())
+        .collect(),
         ..ProxyFlags::default()
     };
-    Settings::resolve(&flags, &Environment::default())
+    Settings::resolve(&flags, &Environment::of_process().only_tls())
 }
 
 fn as_json(ports: Ports, agent: &Handle) -> serde_json::Value {

@@ -1,10 +1,19 @@
 use std::ffi::OsString;
 
+use lictor_core::TlsPolicy;
+
 use super::*;
-use crate::cli;
+use crate::{backends, cli};
+
+/// A library that is linked; it is named in tests about other things, since it must be where several are.
+fn linked() -> &'static str {
+    backends::linked()[0].name
+}
 
 fn resolve_with<const N: usize>(line: &str, environment: [(&str, &str); N]) -> Result<Settings, Failure> {
-    let line = format!("lictor proxy {line}");
+    let named = line.contains("-config") || environment.iter().any(|(name, _)| *name == "LICTOR_TLS__BACKEND");
+    let backend = if named { String::new() } else { format!("-tls-backend {}", linked()) };
+    let line = format!("lictor proxy {backend} {line}");
     match cli::parse(line.split_whitespace().map(OsString::from)).unwrap_or_else(|error| panic!("{error}")) {
         cli::Action::Proxy(flags) => Settings::resolve(&flags, &environment.into()),
         _ => panic!("not proxy"),
@@ -22,7 +31,9 @@ fn failure<const N: usize>(line: &str, environment: [(&str, &str); N]) -> (Exit,
 
 fn file(text: &str) -> tempfile::NamedTempFile {
     let file = tempfile::Builder::new().suffix(".hcl").tempfile().expect("a temporary file");
-    std::fs::write(file.path(), text).expect("written");
+    let tls = format!("\ntls {{\n backend = \"{}\"\n}}\n", linked());
+    let tls = if text.contains("tls {") { "" } else { &tls };
+    std::fs::write(file.path(), format!("{text}{tls}")).expect("written");
     file
 }
 
@@ -174,12 +185,14 @@ fn our_own_variables_reach_every_key() {
             ("LICTOR_UPSTREAM__DB__PORT", "5432"),
             ("LICTOR_TLS__MIN_VERSION", "1.3"),
             ("LICTOR_TLS__HYBRID", "false"),
+            ("LICTOR_TLS__REQUIRE_FIPS", "true"),
             ("LICTOR_LOG__LEVEL", "debug"),
             ("LICTOR_ADMIN__ADDRESS", "off"),
             ("LICTOR_PEERS__EXTRA_TRUST_DOMAINS", "a.consul, b.consul"),
         ],
     );
-    assert_eq!(settings.tls, TlsPolicy { tls12: false, hybrid_first: false });
+    assert_eq!(settings.tls.policy, TlsPolicy { tls12: false, hybrid_first: false });
+    assert!(settings.tls.require_fips);
     assert_eq!((settings.log.level, settings.admin), (Level::Debug, Admin::Off));
     assert_eq!(settings.peers.extra_trust_domains.len(), 2);
     assert!(matches!(settings.mode, Mode::Static(sidecar) if sidecar.upstreams.len() == 1));
@@ -191,10 +204,6 @@ fn what_a_file_asks_for_and_cannot_have_is_one_message() {
         (
             "service = \"web\"\nproxy_id = \"p\"",
             " proxy_id and service contradict each other; keep the one that says whose sidecar it is",
-        ),
-        (
-            "service = \"web\"\ntls {\n backend = \"openssl\"\n}",
-            "3: tls.backend: this binary is built without \"openssl\"; linked here: rustls",
         ),
         (
             "service = \"web\"\nadmin {\n address = \"0.0.0.0:19100\"\n}",
@@ -238,6 +247,60 @@ fn what_a_file_asks_for_and_cannot_have_is_one_message() {
 }
 
 #[test]
+fn the_library_follows_flag_variable_and_file_in_that_order() {
+    let (name, other) = (linked(), backends::not_linked());
+    let text = |name: &str| format!("service = \"web\"\ntls {{\n backend = \"{name}\"\n}}");
+    let (good, bad) = (file(&text(name)), file(&text(other)));
+    let line = |file: &tempfile::NamedTempFile, rest: &str| format!("-config {} {rest}", file.path().display());
+    let variable = |name| [("LICTOR_TLS__BACKEND", name)];
+    assert_eq!(settings(&line(&good, ""), []).tls.backend.name, name);
+    assert_eq!(settings(&line(&bad, ""), variable(name)).tls.backend.name, name);
+    assert_eq!(settings(&line(&bad, &format!("-tls-backend {name}")), variable(other)).tls.backend.name, name);
+    let wrong = format!("tls.backend: this binary is built without \"{other}\"; linked here: {}", backends::names());
+    for (line, environment, origin) in [
+        (line(&bad, ""), variable(""), format!("{}:3", bad.path().display())),
+        (line(&good, ""), variable(other), "LICTOR_TLS__BACKEND".to_owned()),
+        (line(&good, &format!("-tls-backend {other}")), variable(name), "-tls-backend".to_owned()),
+    ] {
+        assert_eq!(failure(&line, environment), (Exit::Config, format!("{origin}: {wrong}")));
+    }
+}
+
+#[test]
+fn fips_is_required_by_flag_variable_or_file_and_not_by_default() {
+    let file = file(&format!("service = \"web\"\ntls {{\n backend = \"{}\"\n require_fips = true\n}}", linked()));
+    let line = format!("-config {}", file.path().display());
+    let required = |line: &str, variable: &str| {
+        settings(line, [("LICTOR_TLS__REQUIRE_FIPS", variable), ("LICTOR_TLS__BACKEND", linked())]).tls.require_fips
+    };
+    assert!(!required("-service web", ""));
+    assert!(required("-service web", "true"));
+    assert!(required("-service web -tls-require-fips", "false"));
+    assert!(required(&line, ""));
+    assert!(!required(&line, "false"));
+    assert!(!required(&format!("{line} -tls-require-fips=false"), "true"));
+}
+
+#[test]
+fn commands_without_a_sidecar_read_the_same_about_tls_and_nothing_else() {
+    let environment = Environment::from([
+        ("LICTOR_TLS__BACKEND", linked()),
+        ("LICTOR_TLS__MIN_VERSION", "1.3"),
+        ("LICTOR_DRAIN__TIMEOUT", "senseless"),
+    ]);
+    let flags = [("tls-require-fips", "tls.require_fips", "true".to_owned())];
+    let found = Candidates::resolve(None, &flags, &environment).unwrap_or_else(|failure| panic!("{failure}"));
+    assert_eq!(found.backends, [backends::choose(Some(linked())).expect("it is linked")]);
+    assert_eq!((found.policy.tls12, found.require_fips), (false, true));
+    let all = Candidates::resolve(None, &[], &Environment::default()).unwrap_or_else(|failure| panic!("{failure}"));
+    assert_eq!(all.backends.len(), backends::linked().len());
+    let flags = [("tls-backend", "tls.backend", backends::not_linked().to_owned())];
+    let failure = Candidates::resolve(None, &flags, &environment).expect_err("it is not linked");
+    assert_eq!(failure.exit, Exit::Config);
+    assert!(failure.to_string().starts_with("-tls-backend: tls.backend: "), "{failure}");
+}
+
+#[test]
 fn a_value_that_makes_no_sense_is_blamed_on_the_topmost_that_said_it() {
     let file = file("service = \"web\"\ninbound {\n listen = \"21000\"\n}\nupstream \"db\" {\n port = 1\n}\n");
     let line = format!("-config {} -service-addr :80", file.path().display());
@@ -256,6 +319,7 @@ fn a_value_that_makes_no_sense_is_blamed_on_the_topmost_that_said_it() {
 #[test]
 fn what_only_a_restart_takes_over_is_named_by_its_keys() {
     let before = settings("-service web -upstream db:1", []);
+    assert_eq!(before.fixed_by_start(&settings("-service web -upstream db:1 -tls-require-fips", [])), ["tls"]);
     let differs = |line: &str| before.fixed_by_start(&settings(line, []));
     let nothing: [&str; 0] = [];
     assert_eq!(differs("-service web -upstream db:1"), nothing);
@@ -282,8 +346,10 @@ fn a_managed_proxy_drains_before_its_agent_kills_it() {
 
 #[test]
 fn the_documented_example_is_valid() {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/lictor.hcl");
-    let settings = Settings::of_path(&path).unwrap_or_else(|failure| panic!("{failure}"));
+    let text = include_str!("../../examples/lictor.hcl");
+    // Where several libraries are linked, the line about the library must stand.
+    let file = file(&text.replace("# backend    = \"rustls\"", &format!("backend = \"{}\"", linked())));
+    let settings = Settings::of_path(file.path()).unwrap_or_else(|failure| panic!("{failure}"));
     let Mode::Static(sidecar) = settings.mode else { panic!("not described by the file") };
     assert_eq!(sidecar.upstreams.len(), 3);
     assert!(sidecar.inbound.is_some() && sidecar.register.is_some());
