@@ -9,7 +9,7 @@ use crate::{
     exit::{Exit, Failure},
 };
 
-#[cfg(not(any(feature = "rustls")))]
+#[cfg(not(any(feature = "rustls", feature = "openssl")))]
 compile_error!(
     "lictor needs a TLS library: build it with the default features, or choose one by name, as in `cargo build -p \
      lictor --no-default-features --features rustls,dev`"
@@ -21,6 +21,8 @@ pub(crate) struct Backend {
     /// The name in `tls.backend`.
     pub(crate) name: &'static str,
     start: fn() -> Result<Arc<dyn TlsBackend>, String>,
+    /// How to get it into FIPS mode, where that takes no other build.
+    pub(crate) fips: Option<&'static str>,
 }
 
 impl Backend {
@@ -46,7 +48,18 @@ impl Eq for Backend {}
 /// All that are linked.
 const LINKED: &[Backend] = &[
     #[cfg(feature = "rustls")]
-    Backend { name: "rustls", start: start_rustls },
+    Backend { name: "rustls", start: start_rustls, fips: None },
+    #[cfg(feature = "openssl")]
+    Backend {
+        name: "openssl",
+        start: start_openssl,
+        // Providers belong to the OpenSSL that they were made with: the one inside the binary has none.
+        fips: if cfg!(feature = "openssl-vendored") {
+            None
+        } else {
+            Some("let the machine's OpenSSL configuration load its FIPS provider and ask for it")
+        },
+    },
 ];
 
 /// All there are, linked or not.
@@ -58,6 +71,13 @@ pub(crate) const FIPS_BUILDS: [&str; 2] = ["rustls-fips", "boring-fips"];
 #[cfg(feature = "rustls")]
 fn start_rustls() -> Result<Arc<dyn TlsBackend>, String> {
     lictor_rustls::RustlsBackend::new()
+        .map(|backend| Arc::new(backend) as Arc<dyn TlsBackend>)
+        .map_err(|error| error.to_string())
+}
+
+#[cfg(feature = "openssl")]
+fn start_openssl() -> Result<Arc<dyn TlsBackend>, String> {
+    lictor_openssl::OpensslBackend::new()
         .map(|backend| Arc::new(backend) as Arc<dyn TlsBackend>)
         .map_err(|error| error.to_string())
 }
@@ -117,7 +137,7 @@ mod tests {
     #[test]
     fn a_library_need_not_be_named_only_where_it_is_the_only_one() {
         match choose(None) {
-            Ok(only) => assert_eq!(LINKED, [Backend { name: only.name, start: only.start }]),
+            Ok(only) => assert!(LINKED.len() == 1 && LINKED[0] == *only),
             Err(problem) => {
                 assert!(LINKED.len() > 1, "{problem}");
                 let message = problem.to_string();

@@ -34,18 +34,20 @@ pub(crate) fn check(require_fips: bool, crypto: &Crypto) -> Result<(), Failure> 
     if !require_fips || crypto.fips.enabled {
         return Ok(());
     }
+    let here = backends::choose(Some(crypto.backend)).ok().and_then(|backend| backend.fips);
     Err(Failure::new(
         Exit::NoFips,
         format!(
             "tls.require_fips: FIPS is required, and {} is not in FIPS mode: {} ({})\n    Linked here: {}. Install a \
              lictor that was built with the feature {}, or build one:\n    cargo build --release -p lictor \
-             --no-default-features --features {},dev",
+             --no-default-features --features {},dev{}",
             crypto.backend,
             crypto.library,
             crypto.fips.means,
             backends::names(),
             FIPS_BUILDS.join(" or "),
             FIPS_BUILDS[0],
+            here.map(|how| format!("\n    Or {how}.")).unwrap_or_default(),
         ),
     ))
 }

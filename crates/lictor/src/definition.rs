@@ -222,10 +222,11 @@ fn resolve(host: &str, port: u16) -> Option<SocketAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{cli, env::Environment};
+    use crate::{backends, cli, env::Environment};
 
     fn settings(line: &str) -> Settings {
-        let argv = format!("lictor proxy -proxy-id p {line}");
+        // Where several libraries are linked, one must be named.
+        let argv = format!("lictor proxy -proxy-id p -tls-backend {} {line}", backends::linked()[0].name);
         match cli::parse(argv.split_whitespace().map(Into::into)).unwrap_or_else(|error| panic!("{error}")) {
             cli::Action::Proxy(flags) => {
                 Settings::resolve(&flags, &Environment::default()).unwrap_or_else(|failure| panic!("{failure}"))
