@@ -827,6 +827,13 @@ fn further_rows() -> Vec<Row> {
         "A80" "CA whose serial has no bytes": Reject(R::Malformed), Reject(R::Malformed) => Chain(|m| {
             under(m, &m.ca("Intermediate").serial(&[]))
         });
+        "A81" "a length in more bytes than DER allows": Reject(R::Malformed), Reject(R::Malformed) => Chain(|m| {
+            // Libraries that parse leniently and write the certificate anew would hand on a correct one.
+            patched(leaf(m, &m.leaf()), |der| {
+                der[1] = 0x83;
+                der.insert(2, 0);
+            })
+        });
     }
 }
 
