@@ -1,12 +1,11 @@
 //! Contexts: what is decided once per rotation, never per connection.
 
-use std::{ffi::CString, iter, net::IpAddr, ptr};
+use std::{cell::Cell, net::IpAddr, ptr, slice};
 
-use foreign_types::ForeignTypeRef as _;
-use libc::{c_int, c_long, c_void};
+use libc::{c_int, c_void};
 use lictor_core::{
-    AgentContext, AgentSession, AgentTls, Leaf, MeshContext, MeshSession, SessionError, TlsPolicy, engine, judgement,
-    policy::{MAX_CERTIFICATE_LIST, SIGNATURE_SCHEMES, SUITES},
+    AgentContext, AgentSession, AgentTls, Leaf, MeshContext, MeshSession, SessionError, SignatureAlgorithms, TlsPolicy,
+    engine, judgement,
     tls::{AgentVerification, BuildError},
     verify::MAX_CHAIN_CERTIFICATES,
 };
@@ -18,13 +17,9 @@ use openssl::{
     pkey::{Id, PKey, Private},
     rsa::Rsa,
     sign::{Signer, Verifier},
-    ssl::{
-        SslCipher, SslContext, SslContextBuilder, SslMethod, SslMode, SslOptions, SslSessionCacheMode, SslVerifyMode,
-        SslVersion, cipher_name,
-    },
-    stack::{Stack, StackRef},
+    ssl::{SslContext, SslContextBuilder, SslVerifyMode},
     x509::{
-        X509, X509Ref,
+        X509, X509Ref, X509StoreContextRef, X509VerifyResult,
         verify::{X509CheckFlags, X509VerifyFlags},
     },
 };
@@ -33,19 +28,10 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 
 use crate::{
     error::{no_errors_left, refusal, refused},
+    policy::{self, AGENT_SCHEMES, AGENT_SECURITY_LEVEL, NO_SECURITY_LEVEL},
     session::Session,
-    signature::{self, RSA_BITS},
+    signature::RSA_BITS,
 };
-
-/// What counts in the mesh: the lists of the policy, which name all that is allowed, and the verifier, which judges
-/// each certificate. A level of OpenSSL's own would refuse what the other libraries accept.
-const NO_LEVEL_OF_ITS_OWN: u32 = 0;
-
-/// For the agent, where OpenSSL judges: 112 bits, which is RSA from 2048 bits and nothing signed over SHA-1.
-const LEVEL_OF_TODAY: u32 = 2;
-
-/// `SSL_OP_NO_TX_CERTIFICATE_COMPRESSION` and `SSL_OP_NO_RX_CERTIFICATE_COMPRESSION`, which OpenSSL 3.0 does not know.
-const NO_COMPRESSED_CERTIFICATES: SslOptions = SslOptions::from_bits_retain(1 << 32 | 1 << 33);
 
 /// How we meet other services of the mesh, in both roles.
 pub(crate) struct Mesh {
@@ -54,11 +40,15 @@ pub(crate) struct Mesh {
 
 impl Mesh {
     /// Builds both roles over one chain and key.
-    pub(crate) fn build(leaf: &Leaf, policy: &TlsPolicy) -> Result<Self, BuildError> {
-        let mut builder = settings(policy)?;
-        builder.set_security_level(NO_LEVEL_OF_ITS_OWN);
+    pub(crate) fn build(
+        leaf: &Leaf,
+        policy: &TlsPolicy,
+        algorithms: &'static SignatureAlgorithms,
+    ) -> Result<Self, BuildError> {
+        let mut builder = policy::settings(policy)?;
+        builder.set_security_level(NO_SECURITY_LEVEL);
         certified_key(leaf.chain(), leaf.key())?.serve(&mut builder)?;
-        ask_core(&mut builder);
+        ask_core(&mut builder, algorithms);
         Ok(Self { both: builder.build() })
     }
 }
@@ -87,10 +77,9 @@ pub(crate) struct Agent {
 impl Agent {
     /// Builds a client that knows the agent by its name and the given authorities.
     pub(crate) fn build(settings: &AgentTls) -> Result<Self, BuildError> {
-        let mut builder = self::settings(&TlsPolicy::default())?;
-        builder.set_security_level(LEVEL_OF_TODAY);
-        // The agent's certificate is whatever the operator made for it.
-        set_signature_schemes(&mut builder, SIGNATURE_SCHEMES.into_iter().chain(["ed25519"]))?;
+        let mut builder = policy::settings(&TlsPolicy::default())?;
+        builder.set_security_level(AGENT_SECURITY_LEVEL);
+        policy::set_schemes(&mut builder, &AGENT_SCHEMES).map_err(refused("policy"))?;
         if let Some((chain, key)) = &settings.client {
             certified_key(chain, key)?.serve(&mut builder)?;
         }
@@ -125,121 +114,6 @@ impl AgentContext for Agent {
 /// A name as it is sent: the dot that ends an absolute one is not part of it (RFC 6066, section 3).
 fn without_dot(name: &str) -> &str {
     name.strip_suffix('.').unwrap_or(name)
-}
-
-/// A context with all of the policy and no certificate.
-///
-/// What OpenSSL reads from the machine's configuration, or has as its own default, is overwritten throughout.
-pub(crate) fn settings(policy: &TlsPolicy) -> Result<SslContextBuilder, BuildError> {
-    let mut builder = SslContext::builder(SslMethod::tls()).map_err(refused("policy"))?;
-    let groups = offered_groups(&mut builder, policy);
-    // In TLS 1.2 the list of groups is that of the curves of certificates, too.
-    set_groups(&mut builder, &groups).map_err(refused("policy"))?;
-    set_signature_schemes(&mut builder, SIGNATURE_SCHEMES)?;
-    (|| {
-        builder.set_min_proto_version(Some(if policy.tls12 { SslVersion::TLS1_2 } else { SslVersion::TLS1_3 }))?;
-        builder.set_max_proto_version(Some(SslVersion::TLS1_3))?;
-        let (tls12, tls13): (Vec<_>, Vec<_>) = SUITES.into_iter().partition(|suite| suite.starts_with("TLS_ECDHE_"));
-        builder.set_ciphersuites(&tls13.join(":"))?;
-        builder.set_cipher_list(&tls12.into_iter().map(cipher_name).collect::<Vec<_>>().join(":"))?;
-        builder.set_num_tickets(0)
-    })()
-    .map_err(refused("policy"))?;
-    builder.clear_options(SslOptions::from_bits_retain(u64::MAX));
-    builder.set_options(
-        // Our order of suites, not the client's.
-        SslOptions::CIPHER_SERVER_PREFERENCE
-            | SslOptions::ENABLE_MIDDLEBOX_COMPAT
-            | SslOptions::NO_COMPRESSION
-            | SslOptions::NO_RENEGOTIATION
-            | SslOptions::NO_TICKET
-            | NO_COMPRESSED_CERTIFICATES
-            // Nothing is negotiated anew, so a server need not say how it would do that.
-            | SslOptions::from_bits_retain(ffi::SSL_OP_LEGACY_SERVER_CONNECT),
-    );
-    builder.set_session_cache_mode(SslSessionCacheMode::OFF);
-    builder.set_mode(SslMode::ACCEPT_MOVING_WRITE_BUFFER | SslMode::NO_AUTO_CHAIN | SslMode::RELEASE_BUFFERS);
-    // A Go client whose root is not among the names would send no certificate at all.
-    builder.set_client_ca_list(Stack::new().map_err(refused("policy"))?);
-    set_the_rest(&mut builder);
-    Ok(builder)
-}
-
-/// The suites of `policy` that this library serves, in the order in which it does.
-pub(crate) fn suites(policy: &TlsPolicy) -> Vec<&'static str> {
-    let Ok(builder) = settings(policy) else { return Vec::new() };
-    let (served, wanted) = (served_suites(&builder), policy.suites());
-    served.into_iter().filter_map(|name| wanted.iter().copied().find(|wanted| *wanted == name)).collect()
-}
-
-/// The groups of `policy` that this library serves.
-pub(crate) fn groups(policy: &TlsPolicy) -> Vec<&'static str> {
-    match SslContext::builder(SslMethod::tls()) {
-        Ok(mut builder) => offered_groups(&mut builder, policy),
-        Err(_) => Vec::new(),
-    }
-}
-
-/// Tried, since neither a version nor a name says what a build and its configuration leave.
-fn offered_groups(builder: &mut SslContextBuilder, policy: &TlsPolicy) -> Vec<&'static str> {
-    policy.groups().into_iter().filter(|group| builder.set_groups_list(group).is_ok()).collect()
-}
-
-/// Sets the groups and, with the hybrid one among them, has a client send the share of a classical one besides, as the
-/// other libraries do: a server without the hybrid group need not ask again then.
-fn set_groups(builder: &mut SslContextBuilder, groups: &[&str]) -> Result<(), ErrorStack> {
-    let with_two_shares: Vec<String> = groups
-        .iter()
-        .enumerate()
-        .map(|(index, group)| if index < 2 { format!("*{group}") } else { (*group).to_owned() })
-        .collect();
-    if groups.first() == Some(&lictor_core::policy::HYBRID_GROUP)
-        && builder.set_groups_list(&with_two_shares.join(":")).is_ok()
-    {
-        return Ok(());
-    }
-    builder.set_groups_list(&groups.join(":"))
-}
-
-/// Sets what may be signed with: by us, by peers, and by clients of ours, which OpenSSL keeps apart.
-fn set_signature_schemes(
-    builder: &mut SslContextBuilder,
-    schemes: impl IntoIterator<Item = &'static str>,
-) -> Result<(), BuildError> {
-    let list = schemes.into_iter().collect::<Vec<_>>().join(":");
-    builder.set_sigalgs_list(&list).map_err(refused("policy"))?;
-    let list = CString::new(list).map_err(|_| refused("policy")(ErrorStack::get()))?;
-    // SAFETY: the context lives, and OpenSSL copies the list, a string that ends with zero, within the call.
-    #[expect(unsafe_code, reason = "the crate has no call for it")]
-    let done = unsafe {
-        ffi::SSL_CTX_ctrl(builder.as_ptr(), SET_CLIENT_SIGALGS_LIST, 0, list.as_ptr().cast_mut().cast::<c_void>())
-    };
-    if done == 1 { Ok(()) } else { Err(refused("policy")(ErrorStack::get())) }
-}
-
-/// The suites that `builder` serves, in their order.
-#[expect(unsafe_code, reason = "the crate has no call for it")]
-fn served_suites(builder: &SslContextBuilder) -> Vec<&'static str> {
-    // SAFETY: the context lives. The list belongs to it and is not kept beyond this function; null is left out.
-    let ciphers = unsafe {
-        let list = SSL_CTX_get_ciphers(builder.as_ptr());
-        if list.is_null() {
-            return Vec::new();
-        }
-        StackRef::<SslCipher>::from_ptr(list)
-    };
-    ciphers.iter().filter_map(|cipher| cipher.standard_name()).collect()
-}
-
-/// What the crate has no calls for: the bound of a peer's Certificate message, and no padding of records.
-#[expect(unsafe_code, reason = "the crate has no calls for it")]
-fn set_the_rest(builder: &mut SslContextBuilder) {
-    const BOUND: c_long = MAX_CERTIFICATE_LIST as c_long;
-    // SAFETY: the context lives, and neither call is given anything else that must.
-    unsafe {
-        ffi::SSL_CTX_ctrl(builder.as_ptr(), SET_MAX_CERT_LIST, BOUND, ptr::null_mut());
-        SSL_CTX_set_block_padding(builder.as_ptr(), 0);
-    }
 }
 
 /// A chain with its key.
@@ -326,67 +200,130 @@ fn trust(builder: &mut SslContextBuilder, certificates: &[CertificateDer<'static
     }
     // Whoever is on the list is an anchor, also one that another signed.
     builder.verify_param_mut().set_flags(X509VerifyFlags::PARTIAL_CHAIN).map_err(refused("roots"))?;
-    builder.set_verify(SslVerifyMode::PEER);
+    builder.set_verify_callback(SslVerifyMode::PEER, |good, context| good || only_an_anchor_is_out_of_date(context));
     Ok(())
 }
 
-/// Has core judge the peer's whole chain in place of OpenSSL, and requires one of clients.
-#[expect(unsafe_code, reason = "the crate's callback sees one certificate at a time, and only after OpenSSL judged it")]
-fn ask_core(builder: &mut SslContextBuilder) {
-    builder.set_verify(SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT);
-    // SAFETY: the context lives; the function lives as long as the program and does not look at its argument.
-    unsafe { SSL_CTX_set_cert_verify_callback(builder.as_ptr(), Some(judge), ptr::null_mut()) }
+/// Forgives that an anchor has expired, as the other libraries do: its dates are no part of what makes it one
+/// (RFC 5280, section 6.1.1).
+fn only_an_anchor_is_out_of_date(context: &mut X509StoreContextRef) -> bool {
+    let of_date =
+        matches!(context.error().as_raw(), ffi::X509_V_ERR_CERT_HAS_EXPIRED | ffi::X509_V_ERR_CERT_NOT_YET_VALID);
+    let last = context.chain().map_or(0, |chain| chain.len().saturating_sub(1));
+    let forgiven = of_date && last > 0 && usize::try_from(context.error_depth()) == Ok(last);
+    if forgiven {
+        context.set_error(X509VerifyResult::OK);
+    }
+    forgiven
 }
 
-/// What OpenSSL calls with the certificates of a peer: 1 lets it in. Who is expected lies in the judgement slot.
+/// Has core judge the peer's whole chain in place of OpenSSL, and requires one of clients.
+#[expect(unsafe_code, reason = "the crate's callback sees one certificate at a time, and after OpenSSL has judged it")]
+fn ask_core(builder: &mut SslContextBuilder, algorithms: &'static SignatureAlgorithms) {
+    builder.set_verify(SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT);
+    let argument = ptr::from_ref(algorithms).cast_mut().cast();
+    // SAFETY: the context lives. Both functions, and what `argument` points to, live as long as the program; it is
+    // only read.
+    unsafe {
+        SSL_CTX_set_msg_callback(builder.as_ptr(), Some(keep_certificates));
+        SSL_CTX_set_cert_verify_callback(builder.as_ptr(), Some(judge), argument);
+    }
+}
+
+/// What OpenSSL calls for a verdict about a peer: 1 lets it in. Who is expected lies in the judgement slot.
+///
+/// # Safety
+/// `context` must point to one that lives, and `algorithms` be what [`ask_core`] gave.
 #[expect(unsafe_code, reason = "it is called from C")]
-unsafe extern "C" fn judge(context: *mut ffi::X509_STORE_CTX, _: *mut c_void) -> c_int {
-    // SAFETY: OpenSSL calls with a context that lives, and what it holds lives as long.
-    let chain = unsafe { chain_as_sent(context) };
-    let verdict = no_errors_left(|| judgement::decide(&chain, signature::algorithms()));
-    let error = verdict.map_or_else(refusal, |()| ffi::X509_V_OK);
-    // SAFETY: as above.
-    unsafe { ffi::X509_STORE_CTX_set_error(context, error) };
+unsafe extern "C" fn judge(context: *mut ffi::X509_STORE_CTX, algorithms: *mut c_void) -> c_int {
+    // SAFETY: the caller's promise.
+    let algorithms = unsafe { &*algorithms.cast_const().cast::<SignatureAlgorithms>() };
+    let verdict = no_errors_left(|| judgement::decide(&kept_certificates(), algorithms));
+    // SAFETY: the caller's promise.
+    unsafe { ffi::X509_STORE_CTX_set_error(context, verdict.map_or_else(refusal, |()| ffi::X509_V_OK)) };
     c_int::from(verdict.is_ok())
 }
 
-/// The certificates of a peer, its own first, as far as the verifier looks.
-///
-/// # Safety
-/// `context` must point to a context that lives.
-#[expect(unsafe_code, reason = "the crate has no calls for it")]
-unsafe fn chain_as_sent(context: *mut ffi::X509_STORE_CTX) -> Vec<CertificateDer<'static>> {
-    // SAFETY: the caller's promise. Both belong to the context and are not kept beyond this function; null is left out.
-    let (leaf, sent) = unsafe {
-        let (leaf, sent) = (X509_STORE_CTX_get0_cert(context), X509_STORE_CTX_get0_untrusted(context));
-        if leaf.is_null() || sent.is_null() {
-            return Vec::new();
-        }
-        (X509Ref::from_ptr(leaf), StackRef::<X509>::from_ptr(sent))
-    };
-    // OpenSSL puts the leaf into the list, too, as its first.
-    let others = sent.iter().skip_while(|certificate| certificate.as_ptr() == leaf.as_ptr());
-    iter::once(leaf)
-        .chain(others)
-        // One more than is allowed is enough to be refused, so a list of thousands is not copied.
-        .take(MAX_CHAIN_CERTIFICATES + 1)
-        .map(|certificate| certificate.to_der().unwrap_or_default().into())
-        .collect()
+thread_local! {
+    /// The Certificate message of the handshake that this thread is in, with its version. OpenSSL itself keeps only what
+    /// it has parsed, which forgives encodings that are not DER and gives them back as if they were.
+    static KEPT: Cell<Option<(c_int, Vec<u8>)>> = const { Cell::new(None) };
 }
 
-/// `SSL_CTRL_SET_MAX_CERT_LIST`.
-const SET_MAX_CERT_LIST: c_int = 51;
+/// Runs a call of a handshake, and keeps nothing of its certificates for any other.
+pub(crate) fn forget_certificates<R>(call: impl FnOnce() -> R) -> R {
+    KEPT.set(None);
+    let result = call();
+    KEPT.set(None);
+    result
+}
 
-/// `SSL_CTRL_SET_CLIENT_SIGALGS_LIST`.
-const SET_CLIENT_SIGALGS_LIST: c_int = 102;
+/// What OpenSSL shows each message to, whole and opened, before it looks at it.
+///
+/// # Safety
+/// `message` must point to `length` bytes that live.
+#[expect(unsafe_code, reason = "it is called from C")]
+unsafe extern "C" fn keep_certificates(
+    is_ours: c_int,
+    version: c_int,
+    content_type: c_int,
+    message: *const c_void,
+    length: usize,
+    _: *mut ffi::SSL,
+    _: *mut c_void,
+) {
+    const HANDSHAKE: c_int = 22;
+    const CERTIFICATE: u8 = 11;
+    if is_ours != 0 || content_type != HANDSHAKE || message.is_null() {
+        return;
+    }
+    // SAFETY: the caller's promise.
+    let message = unsafe { slice::from_raw_parts(message.cast::<u8>(), length) };
+    if message.first() == Some(&CERTIFICATE) {
+        // OpenSSL has held it to the policy's bound.
+        KEPT.set(Some((version, message.to_vec())));
+    }
+}
+
+/// The certificates of the peer, exactly as they were sent, as far as the verifier looks.
+fn kept_certificates() -> Vec<CertificateDer<'static>> {
+    KEPT.take().and_then(|(version, message)| certificates(version, &message)).unwrap_or_default()
+}
+
+/// The list of a Certificate message (RFC 5246, section 7.4.2; RFC 8446, section 4.4.2).
+fn certificates(version: c_int, message: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
+    const TYPE_AND_LENGTH: usize = 4;
+    let has_extensions = version == ffi::TLS1_3_VERSION;
+    let mut rest = message.get(TYPE_AND_LENGTH..)?;
+    if has_extensions {
+        vector(&mut rest, 1)?;
+    }
+    let mut list = vector(&mut rest, 3)?;
+    let mut certificates = Vec::new();
+    // One more than is allowed is enough to be refused, so a list of thousands is not copied.
+    while !list.is_empty() && certificates.len() <= MAX_CHAIN_CERTIFICATES {
+        certificates.push(vector(&mut list, 3)?.to_vec().into());
+        if has_extensions {
+            vector(&mut list, 2)?;
+        }
+    }
+    Some(certificates)
+}
+
+/// Takes bytes that follow their own number, which itself has `width` bytes.
+fn vector<'a>(bytes: &mut &'a [u8], width: usize) -> Option<&'a [u8]> {
+    let (length, rest) = bytes.split_at_checked(width)?;
+    let length = length.iter().fold(0, |length, byte| length << 8 | usize::from(*byte));
+    let (content, rest) = rest.split_at_checked(length)?;
+    *bytes = rest;
+    Some(content)
+}
 
 type VerifyCallback = unsafe extern "C" fn(*mut ffi::X509_STORE_CTX, *mut c_void) -> c_int;
+type MessageCallback = unsafe extern "C" fn(c_int, c_int, c_int, *const c_void, usize, *mut ffi::SSL, *mut c_void);
 
 #[expect(unsafe_code, reason = "functions of OpenSSL that neither crate declares")]
 unsafe extern "C" {
     fn SSL_CTX_set_cert_verify_callback(ctx: *mut ffi::SSL_CTX, callback: Option<VerifyCallback>, arg: *mut c_void);
-    fn SSL_CTX_set_block_padding(ctx: *mut ffi::SSL_CTX, block_size: usize) -> c_int;
-    fn SSL_CTX_get_ciphers(ctx: *const ffi::SSL_CTX) -> *mut ffi::stack_st_SSL_CIPHER;
-    fn X509_STORE_CTX_get0_cert(ctx: *const ffi::X509_STORE_CTX) -> *mut ffi::X509;
-    fn X509_STORE_CTX_get0_untrusted(ctx: *const ffi::X509_STORE_CTX) -> *mut ffi::stack_st_X509;
+    fn SSL_CTX_set_msg_callback(ctx: *mut ffi::SSL_CTX, callback: Option<MessageCallback>);
 }

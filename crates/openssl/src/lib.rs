@@ -4,26 +4,27 @@
 //!
 //! Peers of the mesh are judged by [`lictor_core::verify`] alone, over OpenSSL's signature verification. The agent is
 //! judged by OpenSSL in the ordinary way, by name.
+//!
+//! The library is the system's, or with the feature `vendored` the newest 3.x, compiled and linked statically.
 
 #![deny(unsafe_code)]
 
 mod context;
 mod error;
+mod policy;
 mod session;
 mod signature;
 
-use std::{ptr, sync::Arc};
+use std::sync::Arc;
 
 use lictor_core::{
-    AgentContext, AgentTls, Crypto, Fips, Leaf, MeshContext, SignatureAlgorithms, TlsBackend, TlsPolicy,
-    policy::SIGNATURE_SCHEMES,
+    AgentContext, AgentTls, Crypto, Leaf, MeshContext, SignatureAlgorithms, TlsBackend, TlsPolicy,
     tls::{BuildError, SigningKey},
 };
-use openssl::{md::Md, version::version};
 
 use crate::error::no_errors_left;
 
-/// OpenSSL 3: the system's, or with the feature `vendored` the newest.
+/// OpenSSL 3.
 #[derive(Debug)]
 pub struct OpensslBackend {
     algorithms: &'static SignatureAlgorithms,
@@ -33,12 +34,10 @@ impl OpensslBackend {
     /// Starts the library.
     ///
     /// # Errors
-    /// [`BuildError`] when the library can hold nothing of the policy, as with a configuration that loads no provider.
+    /// [`BuildError`] when OpenSSL cannot do the policy, as under a configuration that loads no provider.
     pub fn new() -> Result<Self, BuildError> {
-        no_errors_left(|| {
-            context::settings(&TlsPolicy::default())?;
-            Ok(Self { algorithms: signature::algorithms() })
-        })
+        no_errors_left(|| policy::settings(&TlsPolicy::default()))?;
+        Ok(Self { algorithms: signature::algorithms() })
     }
 }
 
@@ -48,29 +47,11 @@ impl TlsBackend for OpensslBackend {
     }
 
     fn library(&self) -> String {
-        version().to_owned()
+        policy::library()
     }
 
     fn crypto(&self, policy: &TlsPolicy) -> Crypto {
-        no_errors_left(|| {
-            let (suites, groups) = (context::suites(policy), context::groups(policy));
-            let missing = |wanted: Vec<&'static str>, served: &[&'static str], what: &str| -> Vec<String> {
-                let left_out = wanted.into_iter().filter(|name| !served.contains(name));
-                left_out.map(|name| format!("{} has no {what} {name}, so it is left out", version())).collect()
-            };
-            let mut differs = missing(policy.suites(), &suites, "suite");
-            differs.extend(missing(policy.groups(), &groups, "group"));
-            Crypto {
-                backend: self.name(),
-                library: self.library(),
-                fips: fips(),
-                versions: policy.versions(),
-                suites,
-                groups,
-                signature_schemes: SIGNATURE_SCHEMES.to_vec(),
-                differs,
-            }
-        })
+        no_errors_left(|| policy::crypto(self.name(), self.library(), policy))
     }
 
     fn signature_algorithms(&self) -> &SignatureAlgorithms {
@@ -82,7 +63,7 @@ impl TlsBackend for OpensslBackend {
     }
 
     fn mesh_context(&self, leaf: &Leaf, policy: &TlsPolicy) -> Result<Arc<dyn MeshContext>, BuildError> {
-        no_errors_left(|| Ok(Arc::new(context::Mesh::build(leaf, policy)?) as _))
+        no_errors_left(|| Ok(Arc::new(context::Mesh::build(leaf, policy, self.algorithms)?) as _))
     }
 
     fn agent_context(&self, settings: &AgentTls) -> Result<Arc<dyn AgentContext>, BuildError> {
@@ -92,32 +73,4 @@ impl TlsBackend for OpensslBackend {
     fn generate_p256(&self) -> Result<Box<dyn SigningKey>, BuildError> {
         no_errors_left(|| Ok(Box::new(signature::P256::generate()?) as _))
     }
-}
-
-/// What OpenSSL says of its FIPS provider. Whether it is used is for the machine's configuration to decide.
-fn fips() -> Fips {
-    let asked_for = asks_for_fips();
-    // Without the provider such a configuration leaves OpenSSL with no cryptography at all.
-    let there = Md::fetch(None, "SHA256", Some("provider=fips")).is_ok();
-    match (asked_for, there) {
-        (true, true) => Fips {
-            enabled: true,
-            means: "OpenSSL's FIPS provider, by the machine's OpenSSL configuration; which version of the provider, and \
-                    whether there is a certificate for it, only the maker of the package can say",
-            self_test: "passed: the provider checks itself when it is loaded, and is not loaded otherwise",
-        },
-        (_, true) => Fips {
-            enabled: false,
-            means: "OpenSSL's FIPS provider is loaded, but the machine's OpenSSL configuration does not ask for it",
-            self_test: "passed, for a provider that is not used",
-        },
-        (..) => Fips { enabled: false, means: "not a FIPS module", self_test: "none" },
-    }
-}
-
-/// Whether all that nobody asks for by name comes from a FIPS provider.
-#[expect(unsafe_code, reason = "the crate has no call for it")]
-fn asks_for_fips() -> bool {
-    // SAFETY: null stands for the default library context, which is never freed.
-    unsafe { openssl_sys::EVP_default_properties_is_fips_enabled(ptr::null_mut()) == 1 }
 }
