@@ -20,7 +20,18 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("lictor-boring", &["lictor-core"]),
     ("lictor", &["lictor-agent", "lictor-boring", "lictor-core", "lictor-openssl", "lictor-proxy", "lictor-rustls"]),
     ("lictor-conformance", &["lictor-agent", "lictor-core", "lictor-proxy"]),
-    ("lictor-benches", &["lictor-agent", "lictor-conformance", "lictor-core", "lictor-proxy", "lictor-rustls"]),
+    (
+        "lictor-benches",
+        &[
+            "lictor-agent",
+            "lictor-boring",
+            "lictor-conformance",
+            "lictor-core",
+            "lictor-openssl",
+            "lictor-proxy",
+            "lictor-rustls",
+        ],
+    ),
     ("lictor-integration", &["lictor-agent"]),
     ("xtask", &[]),
 ];
