@@ -94,12 +94,35 @@ pub fn not_judging<R>(call: impl FnOnce() -> R) -> R {
 pub fn decide(chain: &[CertificateDer<'_>], algorithms: &SignatureAlgorithms) -> Result<(), RejectReason> {
     let verdict = match SLOT.replace(Slot::Empty) {
         // Two of the libraries call from C, across which no panic may pass; a verifier that panics refuses.
-        Slot::Armed(judge) => catch_unwind(AssertUnwindSafe(|| verify_peer(&judge, chain, algorithms)))
-            .unwrap_or(Err(RejectReason::Unjudged)),
+        Slot::Armed(judge) => catch_unwind(AssertUnwindSafe(|| {
+            #[cfg(feature = "faults")]
+            faults::strike();
+            verify_peer(&judge, chain, algorithms)
+        }))
+        .unwrap_or(Err(RejectReason::Unjudged)),
         Slot::Judged(_) => Err(RejectReason::SecondCertificate),
         Slot::Empty => return Err(RejectReason::SecondCertificate),
     };
     let answer = verdict.as_ref().map(|_| ()).map_err(|reason| *reason);
     SLOT.set(Slot::Judged(Box::new(verdict)));
     answer
+}
+
+/// Faults that no peer can cause, for who shows that they would do no harm.
+#[cfg(feature = "faults")]
+pub mod faults {
+    use std::cell::Cell;
+
+    thread_local! {
+        static PANICS: Cell<bool> = const { Cell::new(false) };
+    }
+
+    /// Makes the next verdict of this thread a panic of the verifier.
+    pub fn panic_in_next_verdict() {
+        PANICS.set(true);
+    }
+
+    pub(super) fn strike() {
+        assert!(!PANICS.replace(false), "the verifier was told to panic");
+    }
 }
