@@ -14,7 +14,8 @@ use aws_lc_rs::{
     signature::{
         ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P256K1_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1_SIGNING,
         ECDSA_P521_SHA512_ASN1_SIGNING, EcdsaKeyPair, EcdsaSigningAlgorithm, Ed25519KeyPair, KeyPair as _,
-        RSA_PKCS1_SHA256, RSA_PSS_SHA256, RsaEncoding,
+        RSA_PKCS1_SHA256, RSA_PKCS1_SHA384, RSA_PKCS1_SHA512, RSA_PSS_SHA256, RSA_PSS_SHA384, RSA_PSS_SHA512,
+        RsaEncoding,
     },
 };
 use md5::{Digest as _, Md5};
@@ -67,6 +68,10 @@ pub enum SignatureKind {
     RsaSha512,
     /// RSASSA-PSS with SHA-256, MGF1 with SHA-256 and a salt of 32 bytes; by library keys only.
     RsaPssSha256,
+    /// The same with SHA-384 and 48 bytes.
+    RsaPssSha384,
+    /// The same with SHA-512 and 64 bytes.
+    RsaPssSha512,
     /// Ed25519.
     Ed25519,
 }
@@ -76,16 +81,9 @@ impl SignatureKind {
     #[must_use]
     pub fn identifier(self) -> Vec<u8> {
         let (oid, null) = match self {
-            Self::RsaPssSha256 => {
-                let sha256 = der::seq(&[&der::oid("2.16.840.1.101.3.4.2.1"), der::NULL]);
-                let mgf1 = der::seq(&[&der::oid("1.2.840.113549.1.1.8"), &sha256]);
-                let parameters = der::seq(&[
-                    &der::tlv(0xa0, &sha256),
-                    &der::tlv(0xa1, &mgf1),
-                    &der::tlv(0xa2, &der::integer(&[32])),
-                ]);
-                return der::seq(&[&der::oid("1.2.840.113549.1.1.10"), &parameters]);
-            }
+            Self::RsaPssSha256 => return pss("2.16.840.1.101.3.4.2.1", 32),
+            Self::RsaPssSha384 => return pss("2.16.840.1.101.3.4.2.2", 48),
+            Self::RsaPssSha512 => return pss("2.16.840.1.101.3.4.2.3", 64),
             Self::EcdsaSha1 => ("1.2.840.10045.4.1", false),
             Self::EcdsaSha256 => ("1.2.840.10045.4.3.2", false),
             Self::EcdsaSha384 => ("1.2.840.10045.4.3.3", false),
@@ -106,8 +104,10 @@ impl SignatureKind {
             Self::RsaMd5 => return (Md5::digest(message).to_vec(), "1.2.840.113549.2.5"),
             Self::EcdsaSha1 | Self::RsaSha1 => (&digest::SHA1_FOR_LEGACY_USE_ONLY, "1.3.14.3.2.26"),
             Self::EcdsaSha256 | Self::RsaSha256 | Self::RsaPssSha256 => (&digest::SHA256, "2.16.840.1.101.3.4.2.1"),
-            Self::EcdsaSha384 | Self::RsaSha384 => (&digest::SHA384, "2.16.840.1.101.3.4.2.2"),
-            Self::EcdsaSha512 | Self::RsaSha512 | Self::Ed25519 => (&digest::SHA512, "2.16.840.1.101.3.4.2.3"),
+            Self::EcdsaSha384 | Self::RsaSha384 | Self::RsaPssSha384 => (&digest::SHA384, "2.16.840.1.101.3.4.2.2"),
+            Self::EcdsaSha512 | Self::RsaSha512 | Self::RsaPssSha512 | Self::Ed25519 => {
+                (&digest::SHA512, "2.16.840.1.101.3.4.2.3")
+            }
         };
         (digest::digest(algorithm, message).as_ref().to_vec(), oid)
     }
@@ -180,6 +180,16 @@ impl Key {
         &self.spki
     }
 
+    /// The public key as it lies inside the SubjectPublicKeyInfo, which is what libraries verify with: a point, or an
+    /// RSAPublicKey.
+    #[must_use]
+    pub fn public(&self) -> &[u8] {
+        let (info, _) = der::read(&self.spki);
+        let (_algorithm, rest) = der::read(info);
+        // The bit string begins with the number of its unused bits.
+        &der::read(rest).0[1..]
+    }
+
     /// The private key as PKCS#8, where there is one with which a handshake can be signed.
     #[must_use]
     pub fn pkcs8(&self) -> Option<&[u8]> {
@@ -227,6 +237,10 @@ impl Key {
             Signer::RsaLibrary(pair) => {
                 let padding: &'static dyn RsaEncoding = match kind {
                     SignatureKind::RsaPssSha256 => &RSA_PSS_SHA256,
+                    SignatureKind::RsaPssSha384 => &RSA_PSS_SHA384,
+                    SignatureKind::RsaPssSha512 => &RSA_PSS_SHA512,
+                    SignatureKind::RsaSha384 => &RSA_PKCS1_SHA384,
+                    SignatureKind::RsaSha512 => &RSA_PKCS1_SHA512,
                     _ => &RSA_PKCS1_SHA256,
                 };
                 let mut signature = vec![0; pair.public_modulus_len()];
@@ -255,6 +269,15 @@ const P224_BASE_POINT: [u8; 57] = [
     0x11, 0x22, 0x34, 0x32, 0x80, 0xd6, 0x11, 0x5c, 0x1d, 0x21, 0xbd, 0x37, 0x63, 0x88, 0xb5, 0xf7, 0x23, 0xfb, 0x4c,
     0x22, 0xdf, 0xe6, 0xcd, 0x43, 0x75, 0xa0, 0x5a, 0x07, 0x47, 0x64, 0x44, 0xd5, 0x81, 0x99, 0x85, 0x00, 0x7e, 0x34,
 ];
+
+/// RSASSA-PSS over this hash and the same in MGF1 (RFC 4055, section 3.1).
+fn pss(hash: &str, salt: u8) -> Vec<u8> {
+    let hash = der::seq(&[&der::oid(hash), der::NULL]);
+    let mgf1 = der::seq(&[&der::oid("1.2.840.113549.1.1.8"), &hash]);
+    let parameters =
+        der::seq(&[&der::tlv(0xa0, &hash), &der::tlv(0xa1, &mgf1), &der::tlv(0xa2, &der::integer(&[salt]))]);
+    der::seq(&[&der::oid("1.2.840.113549.1.1.10"), &parameters])
+}
 
 fn ec_spki(curve: &str, point: &[u8]) -> Vec<u8> {
     der::seq(&[&der::seq(&[&der::oid("1.2.840.10045.2.1"), &der::oid(curve)]), &der::bits(point)])
@@ -364,13 +387,6 @@ mod tests {
 
     use super::*;
 
-    /// The key inside the BIT STRING, which is what the library verifies with.
-    fn public(key: &Key) -> Vec<u8> {
-        let (spki, _) = der::read(key.spki());
-        let (_, rest) = der::read(spki);
-        der::read(rest).0[1..].to_vec()
-    }
-
     #[test]
     fn signatures_made_by_hand_are_good_in_the_eyes_of_the_library() {
         use SignatureKind as S;
@@ -392,7 +408,7 @@ mod tests {
         for (kind, signature_kind, algorithm) in cases {
             let key = Key::generate(kind);
             let signature = key.sign(b"message", signature_kind);
-            let verified = UnparsedPublicKey::new(algorithm, public(&key)).verify(b"message", &signature);
+            let verified = UnparsedPublicKey::new(algorithm, key.public()).verify(b"message", &signature);
             assert!(verified.is_ok(), "{kind:?} {signature_kind:?}");
         }
     }

@@ -27,10 +27,13 @@
 
 #![forbid(unsafe_code)]
 
+pub mod agent;
 pub mod bounds;
 pub mod certs;
 pub mod der;
+pub mod gaps;
 pub mod handshake;
+pub mod hello;
 pub mod keys;
 pub mod mutants;
 pub mod pair;
@@ -40,6 +43,7 @@ pub mod report;
 pub mod rows;
 pub mod session;
 pub mod sidecars;
+pub mod signatures;
 pub mod suite;
 pub mod verifier;
 

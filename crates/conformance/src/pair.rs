@@ -13,13 +13,14 @@ use lictor_core::{
     TlsPolicy, identity::Grammar,
 };
 use rustls::{
-    ClientConfig, ClientConnection, Connection, DigitallySignedStruct, DistinguishedName, Error, ServerConfig,
-    ServerConnection, SignatureAlgorithm, SignatureScheme, SupportedProtocolVersion,
+    CertificateError, ClientConfig, ClientConnection, Connection, DigitallySignedStruct, DistinguishedName, Error,
+    KeyLog, NamedGroup, ServerConfig, ServerConnection, SignatureAlgorithm, SignatureScheme, SupportedCipherSuite,
+    SupportedProtocolVersion,
     client::{
         ResolvesClientCert, Resumption,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
-    crypto::{CryptoProvider, aws_lc_rs},
+    crypto::{CryptoProvider, SupportedKxGroup, aws_lc_rs},
     server::{
         ClientHello, ResolvesServerCert,
         danger::{ClientCertVerified, ClientCertVerifier},
@@ -31,7 +32,7 @@ use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, UnixTime}
 
 use crate::{
     certs::{Mesh, pem},
-    keys::{Key, KeyKind},
+    keys::{Key, KeyKind, SignatureKind},
     report::Way,
     verifier::{Side, service},
 };
@@ -88,8 +89,17 @@ pub fn our_context(backend: &dyn TlsBackend, mesh: &Mesh, policy: &TlsPolicy) ->
 /// Never: the leaf is good.
 #[must_use]
 pub fn our_leaf(mesh: &Mesh) -> Leaf {
+    our_leaf_of(mesh, KeyKind::P256)
+}
+
+/// The same with another kind of key.
+///
+/// # Panics
+/// When there are no private keys of that kind.
+#[must_use]
+pub fn our_leaf_of(mesh: &Mesh, kind: KeyKind) -> Leaf {
     let ca = mesh.intermediate("Our intermediate");
-    let key = Key::generate(KeyKind::P256);
+    let key = Key::generate(kind);
     let chain = pem("CERTIFICATE", &ca.issue(&mesh.leaf_of("db"), &key)) + &ca.pem();
     let key = pem("PRIVATE KEY", key.pkcs8().expect("a key of the library"));
     Leaf::from_pem(&chain, &key, Grammar::Spiffe).expect("a good leaf")
@@ -109,6 +119,8 @@ pub struct Ours {
     pub failed: Option<SessionError>,
     /// Whether the peer has closed.
     pub closed: bool,
+    /// How many bytes of the peer lay unopened when the handshake was done.
+    pub waited_behind: Option<usize>,
     /// A promise of the session trait that was broken.
     pub broken_promise: Option<String>,
 }
@@ -124,8 +136,14 @@ impl Ours {
             Side::Inbound => context.accept(),
             Side::Outbound => context.connect(service("web").server_name().as_deref()),
         };
+        Self::over(session.expect("a session"), judge)
+    }
+
+    /// Our side over a session at its beginning.
+    #[must_use]
+    pub fn over(session: Box<dyn MeshSession>, judge: Judge) -> Self {
         let mut ours = Self {
-            session: session.expect("a session"),
+            session,
             judge,
             wire: Buf::default(),
             plain: Buf::default(),
@@ -133,6 +151,7 @@ impl Ours {
             established: None,
             failed: None,
             closed: false,
+            waited_behind: None,
             broken_promise: None,
         };
         ours.step();
@@ -171,7 +190,15 @@ impl Ours {
     /// # Panics
     /// When the session cannot.
     pub fn send(&mut self, data: &[u8]) {
-        self.session.seal(data, &mut self.out).expect("data can be sealed");
+        self.try_send(data).expect("data can be sealed");
+    }
+
+    /// Seals data, if the session can.
+    ///
+    /// # Errors
+    /// Its own.
+    pub fn try_send(&mut self, data: &[u8]) -> Result<(), SessionError> {
+        self.session.seal(data, &mut self.out)
     }
 
     /// Closes our direction.
@@ -182,11 +209,33 @@ impl Ours {
         self.session.close(&mut self.out).expect("a session can be closed");
     }
 
+    /// Asks once more for a step of the handshake.
+    ///
+    /// # Errors
+    /// The session's own.
+    pub fn handshake_again(&mut self) -> Result<HandshakeStep, SessionError> {
+        self.session.handshake(&self.judge, &mut self.wire, &mut self.out)
+    }
+
+    /// Lends another buffer for what is sent, with what it has room for.
+    pub fn lend_out(&mut self, out: Buf) {
+        self.out = out;
+    }
+
+    /// How many bytes the buffer for what is sent has room for.
+    #[must_use]
+    pub fn room_to_send(&self) -> usize {
+        self.out.capacity()
+    }
+
     fn step(&mut self) {
         if self.established.is_none() {
             match self.session.handshake(&self.judge, &mut self.wire, &mut self.out) {
                 Ok(HandshakeStep::NeedInput) => return,
-                Ok(HandshakeStep::Done(established)) => self.established = Some(*established),
+                Ok(HandshakeStep::Done(established)) => {
+                    self.established = Some(*established);
+                    self.waited_behind = Some(self.wire.len());
+                }
                 Err(error) => return self.fail(error, true),
             }
         }
@@ -202,19 +251,22 @@ impl Ours {
 
     /// Takes an error down, and holds the session to its promise: the same error again, and nothing more to send.
     fn fail(&mut self, error: SessionError, in_handshake: bool) {
-        let (room, plain) = (self.out.len(), self.plain.len());
+        let (sent, plain) = (self.out.len(), self.plain.len());
         for _ in 0..2 {
-            let again = if in_handshake {
-                self.session.handshake(&self.judge, &mut self.wire, &mut self.out).map(|step| format!("{step:?}"))
-            } else {
-                let opened = self.session.open(&mut self.wire, &mut self.plain, &mut self.out);
-                opened.map(|progress| format!("{progress:?}"))
-            };
-            if again.as_ref() != Err(&error) {
-                self.broken_promise = Some(format!("{error:?} was followed by {again:?}"));
+            let mut results = Vec::new();
+            if in_handshake {
+                let step = self.session.handshake(&self.judge, &mut self.wire, &mut self.out);
+                results.push(step.map(|step| format!("{step:?}")));
+            }
+            let opened = self.session.open(&mut self.wire, &mut self.plain, &mut self.out);
+            results.push(opened.map(|progress| format!("{progress:?}")));
+            results.push(self.session.seal(b"x", &mut self.out).map(|()| "sealed".to_owned()));
+            results.push(self.session.close(&mut self.out).map(|()| "closed".to_owned()));
+            if let Some(other) = results.iter().find(|result| result.as_ref() != Err(&error)) {
+                self.broken_promise = Some(format!("{error:?} was followed by {other:?}"));
             }
         }
-        if self.out.len() != room {
+        if self.out.len() != sent {
             self.broken_promise = Some(format!("more was sent after {error:?}"));
         }
         if self.plain.len() != plain {
@@ -231,13 +283,29 @@ pub struct PeerSettings {
     pub chain: Vec<CertificateDer<'static>>,
     /// The key with which it signs the handshake. Where it cannot sign, the signature is made up.
     pub key: Arc<Key>,
-    /// The only version that it speaks.
+    /// The version that it speaks.
     pub version: Version,
+    /// Whether it speaks the other version as well.
+    pub both_versions: bool,
+    /// The suites that it knows, the preferred one first; all that rustls has by default, AES-128 first.
+    pub suites: Option<Vec<SupportedCipherSuite>>,
+    /// The groups that it knows, the preferred one first; all that rustls has by default, P-256 first.
+    pub groups: Option<Vec<&'static dyn SupportedKxGroup>>,
+    /// The schemes by which it lets us sign; all that rustls has by default.
+    pub takes: Option<Vec<SignatureScheme>>,
+    /// The scheme by which it says that it signs, whatever was offered.
+    pub signs_as: Option<SignatureScheme>,
+    /// Whether it refuses our certificate, with alert 48.
+    pub refuses_us: bool,
+    /// Whether as a server it ends the handshake with a client that has no certificate.
+    pub demands_certificate: bool,
+    /// Whether as a server it hands out tickets; otherwise it names its sessions where the version has that.
+    pub hands_out_tickets: bool,
     /// The protocols that it offers.
     pub alpn: Vec<Vec<u8>>,
     /// The most plaintext that it puts into one record, header included.
     pub max_fragment: Option<usize>,
-    /// Where it keeps sessions as a client; it always offers to resume as a server.
+    /// The client that it is, with the sessions that it remembers.
     pub memory: Option<Arc<ClientConfig>>,
 }
 
@@ -245,7 +313,53 @@ impl PeerSettings {
     /// A peer that sends `chain`.
     #[must_use]
     pub fn new(chain: Vec<CertificateDer<'static>>, key: Arc<Key>, version: Version) -> Self {
-        Self { chain, key, version, alpn: Vec::new(), max_fragment: None, memory: None }
+        Self {
+            chain,
+            key,
+            version,
+            both_versions: false,
+            suites: None,
+            groups: None,
+            takes: None,
+            signs_as: None,
+            refuses_us: false,
+            demands_certificate: true,
+            hands_out_tickets: true,
+            alpn: Vec::new(),
+            max_fragment: None,
+            memory: None,
+        }
+    }
+
+    fn versions(&self) -> Vec<&'static SupportedProtocolVersion> {
+        if self.both_versions { vec![&TLS13, &TLS12] } else { vec![self.version.supported()] }
+    }
+
+    fn provider(&self) -> Arc<CryptoProvider> {
+        let mut provider = aws_lc_rs::default_provider();
+        provider.cipher_suites.sort_by_key(|suite| !format!("{:?}", suite.suite()).contains("AES_128"));
+        // P-256 is the group that every build of every backend has, so no handshake needs a second hello.
+        provider.kx_groups.sort_by_key(|group| group.name() != NamedGroup::secp256r1);
+        if let Some(suites) = &self.suites {
+            provider.cipher_suites.clone_from(suites);
+        }
+        if let Some(groups) = &self.groups {
+            provider.kx_groups.clone_from(groups);
+        }
+        Arc::new(provider)
+    }
+
+    fn judges_us(&self, witness: &Arc<Witness>) -> Arc<AcceptAll> {
+        let takes = self
+            .takes
+            .clone()
+            .unwrap_or_else(|| aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes());
+        Arc::new(AcceptAll {
+            witness: witness.clone(),
+            takes,
+            refuses: self.refuses_us,
+            demands: self.demands_certificate,
+        })
     }
 
     /// The configuration of a client, with a memory of sessions of its own.
@@ -254,38 +368,42 @@ impl PeerSettings {
     /// When rustls refuses its own provider.
     #[must_use]
     pub fn client(&self, witness: &Arc<Witness>) -> ClientConfig {
-        let provider = Arc::new(provider());
-        let builder = ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[self.version.supported()])
-            .expect("a version that rustls speaks");
+        let builder = ClientConfig::builder_with_provider(self.provider())
+            .with_protocol_versions(&self.versions())
+            .expect("suites of a version that rustls speaks");
         let mut config = builder
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(AcceptAll(witness.clone())))
+            .with_custom_certificate_verifier(self.judges_us(witness))
             .with_client_cert_resolver(Arc::new(Sends::new(self, witness)));
         config.alpn_protocols.clone_from(&self.alpn);
         config.max_fragment_size = self.max_fragment;
         config.resumption = Resumption::in_memory_sessions(16);
         config.enable_secret_extraction = true;
+        config.key_log = witness.clone();
         config
     }
 
-    /// The configuration of a server that asks for a certificate and offers tickets.
+    /// The configuration of a server that asks for a certificate and would resume.
     ///
     /// # Panics
     /// When rustls refuses its own provider.
     #[must_use]
     pub fn server(&self, witness: &Arc<Witness>) -> ServerConfig {
-        let provider = Arc::new(provider());
-        let builder = ServerConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[self.version.supported()])
-            .expect("a version that rustls speaks");
+        let builder = ServerConfig::builder_with_provider(self.provider())
+            .with_protocol_versions(&self.versions())
+            .expect("suites of a version that rustls speaks");
         let mut config = builder
-            .with_client_cert_verifier(Arc::new(AcceptAll(witness.clone())))
+            .with_client_cert_verifier(self.judges_us(witness))
             .with_cert_resolver(Arc::new(Sends::new(self, witness)));
         config.alpn_protocols.clone_from(&self.alpn);
         config.max_fragment_size = self.max_fragment;
-        config.ticketer = aws_lc_rs::Ticketer::new().expect("randomness for a ticket key");
+        if self.hands_out_tickets {
+            config.ticketer = aws_lc_rs::Ticketer::new().expect("randomness for a ticket key");
+        }
+        // AES-128 whatever the client prefers, so that the keys are of one kind.
+        config.ignore_client_order = true;
         config.enable_secret_extraction = true;
+        config.key_log = witness.clone();
         config
     }
 }
@@ -301,12 +419,16 @@ pub struct Seen {
     pub chain: Vec<CertificateDer<'static>>,
     /// How many names of authorities we sent with our request for a certificate.
     pub authorities: usize,
+    /// The schemes that we named with it.
+    pub schemes: Vec<SignatureScheme>,
     /// Whether we asked for a certificate.
     pub asked: bool,
     /// The server name that we sent.
     pub server_name: Option<String>,
     /// Whether we offered an application protocol.
     pub alpn: bool,
+    /// The first traffic secrets of the client and the server (RFC 8446, section 7.1), for who forges records.
+    pub secrets: [Vec<u8>; 2],
 }
 
 impl Witness {
@@ -321,6 +443,17 @@ impl Witness {
 
     fn note(&self, change: impl FnOnce(&mut Seen)) {
         change(&mut self.0.lock().expect("a test that goes on"));
+    }
+}
+
+impl KeyLog for Witness {
+    fn log(&self, label: &str, _client_random: &[u8], secret: &[u8]) {
+        let place = match label {
+            "CLIENT_TRAFFIC_SECRET_0" => 0,
+            "SERVER_TRAFFIC_SECRET_0" => 1,
+            _ => return,
+        };
+        self.note(|seen| seen.secrets[place] = secret.to_vec());
     }
 }
 
@@ -441,11 +574,16 @@ pub fn talk(ours: &mut Ours, peer: &mut Peer, piece: usize) {
     }
 }
 
-/// The provider of the peer: the classic groups alone, which every backend has, and AES-128 first.
-fn provider() -> CryptoProvider {
-    let mut provider = aws_lc_rs::default_provider();
-    provider.cipher_suites.sort_by_key(|suite| !format!("{:?}", suite.suite()).contains("AES_128"));
-    provider
+/// The same between two sides of ours.
+pub fn talk_to_each_other(one: &mut Ours, other: &mut Ours, piece: usize) {
+    loop {
+        let (there, back) = (one.sent(), other.sent());
+        there.chunks(piece).for_each(|bytes| other.take(bytes));
+        back.chunks(piece).for_each(|bytes| one.take(bytes));
+        if there.is_empty() && back.is_empty() {
+            return;
+        }
+    }
 }
 
 /// Sends its certificates whatever it is asked.
@@ -457,15 +595,18 @@ struct Sends {
 
 impl Sends {
     fn new(settings: &PeerSettings, witness: &Arc<Witness>) -> Self {
-        let key: Arc<dyn SigningKey> = Arc::new(AnyKey::new(&settings.key));
+        let key: Arc<dyn SigningKey> = Arc::new(AnyKey::new(settings));
         let certified = Arc::new(CertifiedKey::new(settings.chain.clone(), key));
         Self { certified, witness: witness.clone() }
     }
 }
 
 impl ResolvesClientCert for Sends {
-    fn resolve(&self, authorities: &[&[u8]], _schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
-        self.witness.note(|seen| (seen.asked, seen.authorities) = (true, authorities.len()));
+    fn resolve(&self, authorities: &[&[u8]], schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        self.witness.note(|seen| {
+            (seen.asked, seen.authorities) = (true, authorities.len());
+            seen.schemes = schemes.to_vec();
+        });
         (!self.certified.cert.is_empty()).then(|| self.certified.clone())
     }
 
@@ -487,12 +628,15 @@ impl ResolvesServerCert for Sends {
 /// A key that signs under whatever scheme is offered, if need be with a signature that is none.
 #[derive(Debug)]
 struct AnyKey {
+    key: Arc<Key>,
     real: Option<Arc<dyn SigningKey>>,
     algorithm: SignatureAlgorithm,
+    named: Option<SignatureScheme>,
 }
 
 impl AnyKey {
-    fn new(key: &Key) -> Self {
+    fn new(settings: &PeerSettings) -> Self {
+        let key = &settings.key;
         let algorithm = match key.kind() {
             KeyKind::Rsa2048 | KeyKind::RsaByHand(_) => SignatureAlgorithm::RSA,
             _ => SignatureAlgorithm::ECDSA,
@@ -500,12 +644,17 @@ impl AnyKey {
         let real = key.pkcs8().and_then(|pkcs8| {
             aws_lc_rs::sign::any_supported_type(&PrivatePkcs8KeyDer::from(pkcs8.to_vec()).into()).ok()
         });
-        Self { real, algorithm }
+        Self { key: key.clone(), real, algorithm, named: settings.signs_as }
     }
 }
 
 impl SigningKey for AnyKey {
     fn choose_scheme(&self, offered: &[SignatureScheme]) -> Option<Box<dyn Signer>> {
+        if let Some(scheme) = self.named {
+            // What rustls signs for this key it signs well; under other names the hash is right and the key is not.
+            let real = self.real.as_ref().and_then(|real| real.choose_scheme(&[scheme]));
+            return real.or_else(|| Some(Box::new(Named { key: self.key.clone(), scheme })));
+        }
         let real = self.real.as_ref().and_then(|real| real.choose_scheme(offered));
         let scheme = match self.algorithm {
             SignatureAlgorithm::RSA => SignatureScheme::RSA_PSS_SHA256,
@@ -533,19 +682,45 @@ impl Signer for MadeUp {
     }
 }
 
-/// Accepts every certificate and signature of ours: it is we who are under test.
+/// A signature by a key under a name that is another key's, or of a hash that nobody uses any more.
 #[derive(Debug)]
-struct AcceptAll(Arc<Witness>);
+struct Named {
+    key: Arc<Key>,
+    scheme: SignatureScheme,
+}
 
-impl AcceptAll {
-    fn note(&self, leaf: &CertificateDer<'_>, others: &[CertificateDer<'_>]) {
-        let chain = [leaf].into_iter().chain(others).map(|certificate| certificate.clone().into_owned()).collect();
-        self.0.note(|seen| seen.chain = chain);
+impl Signer for Named {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, Error> {
+        let kind = match self.scheme {
+            SignatureScheme::ECDSA_SHA1_Legacy => SignatureKind::EcdsaSha1,
+            SignatureScheme::ECDSA_NISTP384_SHA384 => SignatureKind::EcdsaSha384,
+            SignatureScheme::ECDSA_NISTP521_SHA512 => SignatureKind::EcdsaSha512,
+            SignatureScheme::RSA_PKCS1_SHA1 => SignatureKind::RsaSha1,
+            _ => self.key.usual_signature(),
+        };
+        Ok(self.key.sign(message, kind))
+    }
+
+    fn scheme(&self) -> SignatureScheme {
+        self.scheme
     }
 }
 
-fn all_schemes() -> Vec<SignatureScheme> {
-    aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
+/// Accepts certificates and signatures of ours, unless it is to refuse us: it is we who are under test.
+#[derive(Debug)]
+struct AcceptAll {
+    witness: Arc<Witness>,
+    takes: Vec<SignatureScheme>,
+    refuses: bool,
+    demands: bool,
+}
+
+impl AcceptAll {
+    fn judge(&self, leaf: &CertificateDer<'_>, others: &[CertificateDer<'_>]) -> Result<(), Error> {
+        let chain = [leaf].into_iter().chain(others).map(|certificate| certificate.clone().into_owned()).collect();
+        self.witness.note(|seen| seen.chain = chain);
+        if self.refuses { Err(Error::InvalidCertificate(CertificateError::UnknownIssuer)) } else { Ok(()) }
+    }
 }
 
 impl ServerCertVerifier for AcceptAll {
@@ -557,8 +732,7 @@ impl ServerCertVerifier for AcceptAll {
         _ocsp: &[u8],
         _now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        self.note(leaf, others);
-        Ok(ServerCertVerified::assertion())
+        self.judge(leaf, others).map(|()| ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -582,7 +756,7 @@ impl ServerCertVerifier for AcceptAll {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        all_schemes()
+        self.takes.clone()
     }
 }
 
@@ -591,14 +765,17 @@ impl ClientCertVerifier for AcceptAll {
         &[]
     }
 
+    fn client_auth_mandatory(&self) -> bool {
+        self.demands
+    }
+
     fn verify_client_cert(
         &self,
         leaf: &CertificateDer<'_>,
         others: &[CertificateDer<'_>],
         _now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        self.note(leaf, others);
-        Ok(ClientCertVerified::assertion())
+        self.judge(leaf, others).map(|()| ClientCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -620,6 +797,6 @@ impl ClientCertVerifier for AcceptAll {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        all_schemes()
+        self.takes.clone()
     }
 }

@@ -27,7 +27,7 @@ use std::{
     io::{self, Write as _},
 };
 
-use crate::{pair::Version, verifier::Side};
+use crate::{gaps, pair::Version, verifier::Side};
 
 /// The outcome of one row on one side.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,7 +117,7 @@ impl Report {
         self.add_wanted(row, way, HOLDS, result);
     }
 
-    /// Adds a line whose row wants something else than that its name is so.
+    /// Adds a line whose row wants something else than that its name is so. What is listed in [`gaps`] is a gap.
     pub fn add_wanted(
         &mut self,
         row: &str,
@@ -125,11 +125,15 @@ impl Report {
         wanted: impl fmt::Display,
         result: Result<String, String>,
     ) {
-        let outcome = match result {
-            Ok(seen) => Outcome::Pass(seen),
-            Err(why) => Outcome::Fail(why),
+        let way = way.into();
+        let outcome = match (result, gaps::find(&self.backend, &self.family, row, way)) {
+            (Ok(seen), None) => Outcome::Pass(seen),
+            (Ok(seen), Some(gap)) if gap.by_lot => Outcome::Pass(seen),
+            (Ok(seen), Some(_)) => Outcome::Fail(format!("listed as a gap, and yet as wanted: {seen}")),
+            (Err(why), None) => Outcome::Fail(why),
+            (Err(seen), Some(gap)) => Outcome::Gap(format!("{} ({seen})", gap.why)),
         };
-        self.lines.push(Line { row: row.to_owned(), way: way.into(), wanted: wanted.to_string(), outcome });
+        self.lines.push(Line { row: row.to_owned(), way, wanted: wanted.to_string(), outcome });
     }
 
     /// Adds a line that says why something was not run.
@@ -260,6 +264,16 @@ mod tests {
         }
         let text = std::fs::read_to_string(file.path()).expect("read");
         assert_eq!(text.lines().count(), 2);
+    }
+
+    #[test]
+    fn a_listed_gap_that_passes_is_a_failure() {
+        let mut report = Report::new("key updates", "openssl", 1);
+        let row = "in two records, cut anywhere, sealing between";
+        report.add(row, (Side::Inbound, Version::Tls13), Err("refused".to_owned()));
+        report.add(row, (Side::Outbound, Version::Tls13), Ok("sealed".to_owned()));
+        let outcomes: Vec<&Outcome> = report.lines().iter().map(|line| &line.outcome).collect();
+        assert!(matches!(outcomes[..], [Outcome::Gap(_), Outcome::Fail(_)]), "{outcomes:?}");
     }
 
     #[test]

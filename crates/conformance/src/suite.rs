@@ -7,7 +7,7 @@ use std::{fmt, sync::Arc};
 
 use lictor_core::TlsBackend;
 
-use crate::{Report, bounds, handshake, mutants, paths, seed, session, verifier};
+use crate::{Report, agent, bounds, handshake, mutants, paths, seed, session, signatures, verifier};
 
 /// A family of rows.
 #[derive(Clone, Copy)]
@@ -77,6 +77,8 @@ list! { $
         |backend, seed| bounds::run(backend.name(), backend.signature_algorithms(), seed);
     "mutants" what_is_accepted_of_a_mutant_keeps_every_rule:
         |backend, seed| mutants::run(backend.name(), backend.signature_algorithms(), seed);
+    "signatures" signatures_are_verified_by_the_list_and_no_other_is:
+        |backend, seed| signatures::run(backend.as_ref(), seed);
     "handshake" every_row_gets_its_verdict_in_a_handshake:
         |backend, seed| handshake::run(backend.as_ref(), seed);
     "paths" every_row_gets_its_verdict_in_the_data_plane: paths::run;
@@ -87,9 +89,18 @@ list! { $
         |backend, seed| session::versions(backend.as_ref(), seed);
     "verdicts" each_handshake_gets_one_verdict_of_its_own_by_the_newest_roots:
         |backend, seed| session::verdicts(backend.as_ref(), seed);
-    "damage" damage_is_noticed_and_keys_may_change: |backend, seed| session::damage(backend.as_ref(), seed);
+    "damage" damage_is_noticed: |backend, seed| session::damage(backend.as_ref(), seed);
+    "key updates" keys_may_change: |backend, seed| session::key_updates(backend.as_ref(), seed);
+    "meetings" both_sides_learn_what_was_agreed_or_why_nothing_was:
+        |backend, seed| session::meetings(backend.as_ref(), seed);
+    "records" a_peer_with_good_keys_can_end_its_session_and_nothing_more:
+        |backend, seed| session::records(backend.as_ref(), seed);
+    "resumption" nothing_is_resumed_that_a_peer_remembers:
+        |backend, seed| session::resumption(backend.as_ref(), seed);
+    "sizes" certificate_lists_are_bounded: |backend, seed| session::sizes(backend.as_ref(), seed);
     "material" bad_material_is_refused_and_good_material_serves:
         |backend, seed| session::material(backend.as_ref(), seed);
+    "agent" the_agent_is_known_by_its_name: |backend, seed| agent::run(backend.as_ref(), seed);
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Bytes changed on the way, and keys that change.
+//! Bytes changed on the way.
 
 use lictor_core::{SessionError, TlsBackend};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
@@ -6,13 +6,12 @@ use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use super::{Scene, Stage};
 use crate::{
     handshake::kept_promises,
-    pair::{Version, talk, ways},
-    records::{self, Sealer},
+    pair::{Version, ways},
     report::Report,
     verifier::Side,
 };
 
-/// Bytes changed on the way, and keys that change.
+/// Bytes changed on the way.
 #[must_use]
 pub fn damage(backend: &dyn TlsBackend, seed: u64) -> Report {
     let mut report = Report::new("damage", backend.name(), seed);
@@ -21,10 +20,6 @@ pub fn damage(backend: &dyn TlsBackend, seed: u64) -> Report {
     for (side, version, way) in ways() {
         report.add("a byte of the handshake changed", way, damaged_handshake(&stage, side, version, &mut random));
         report.add("a byte of the data changed", way, damaged_data(&stage, side, version));
-        if version == Version::Tls13 {
-            report.add("KeyUpdate, a hundred times", way, key_updates(&stage, side));
-            report.add("KeyUpdate in two records, sealing between", way, key_update_in_pieces(&stage, side));
-        }
     }
     report
 }
@@ -105,47 +100,4 @@ fn damaged_data(stage: &Stage, side: Side, version: Version) -> Scene {
         (Some(SessionError::BadRecord), Some(20)) if ours.received() == b"whole" => Ok("bad_record_mac".to_owned()),
         other => Err(format!("{other:?}, {:?}", ours.received())),
     }
-}
-
-fn key_updates(stage: &Stage, side: Side) -> Scene {
-    let (mut ours, mut peer) = stage.joined(side, Version::Tls13)?;
-    let mut wanted = Vec::new();
-    for round in 0..100_u8 {
-        peer.connection.refresh_traffic_keys().map_err(|error| error.to_string())?;
-        peer.send(&[round]);
-        ours.send(&[round]);
-        wanted.push(round);
-        talk(&mut ours, &mut peer, usize::MAX);
-        if let Some(error) = &ours.failed {
-            return Err(format!("update {round}: {error}"));
-        }
-    }
-    kept_promises(&ours)?;
-    if ours.received() != wanted || peer.received != wanted {
-        return Err("data was lost between the keys".to_owned());
-    }
-    Ok("data passes between them".to_owned())
-}
-
-/// Half of a KeyUpdate is there when we seal, which one library answered with a panic.
-fn key_update_in_pieces(stage: &Stage, side: Side) -> Scene {
-    let (mut ours, peer) = stage.joined(side, Version::Tls13)?;
-    let mut sealer = Sealer::take_over(peer.connection, Version::Tls13);
-    let update = records::message(24, &[1]);
-    ours.take(&sealer.seal(records::HANDSHAKE, &update[..2]));
-    ours.send(b"between");
-    let before = ours.sent().len();
-    ours.take(&sealer.seal(records::HANDSHAKE, &update[2..]));
-    ours.send(b"behind");
-    let behind = ours.sent();
-    kept_promises(&ours)?;
-    if let Some(error) = &ours.failed {
-        return Err(format!("{error}"));
-    }
-    // The answer to the update goes before the data: one record of 5 bytes, and the data's.
-    let sizes: Vec<usize> = records::split(&behind).iter().map(|record| record.len()).collect();
-    if sizes != [5 + 5 + 1 + 16, 5 + 6 + 1 + 16] || before != 5 + 7 + 1 + 16 {
-        return Err(format!("records of {sizes:?} bytes, before them {before}"));
-    }
-    Ok("answered, and sealing goes on".to_owned())
 }

@@ -1,6 +1,6 @@
 //! Connections that end at any moment, or never.
 
-use lictor_core::TlsBackend;
+use lictor_core::{SessionError, TlsBackend};
 
 use super::{Scene, Stage};
 use crate::{
@@ -18,6 +18,7 @@ pub fn ends(backend: &dyn TlsBackend, seed: u64) -> Report {
     let stage = Stage::new(backend, seed);
     for (side, version, way) in ways() {
         report.add("close_notify in every state of the handshake", way, closed_early(&stage, side, version));
+        report.add("a farewell as the first word, byte by byte", way, closed_early_in_bytes(&stage, side));
         report.add("a peer that stalls in every state", way, stalled(&stage, side, version));
         report.add("the peer closes, we go on", way, peer_closes(&stage, side, version));
         report.add("we close, the peer goes on", way, we_close(&stage, side, version));
@@ -50,11 +51,25 @@ fn closed_early(stage: &Stage, side: Side, version: Version) -> Scene {
         talk(&mut ours, &mut peer, usize::MAX);
         kept_promises(&ours)?;
         nothing_left(&ours).map_err(|error| format!("after {count} records: {error}"))?;
-        if ours.failed.is_none() {
-            return Err(format!("after {count} records the session waits on"));
+        if ours.failed != Some(SessionError::PeerAlert(0)) {
+            return Err(format!("after {count} records: {:?}", ours.failed));
         }
     }
-    Ok(format!("an error in each of {needed} states"))
+    Ok(format!("told in each of {needed} states"))
+}
+
+/// The first word is a farewell.
+fn closed_early_in_bytes(stage: &Stage, side: Side) -> Scene {
+    let mut ours = stage.ours(side);
+    let _hello = ours.sent();
+    for byte in PLAIN_CLOSE_NOTIFY {
+        ours.take(&[*byte]);
+    }
+    kept_promises(&ours)?;
+    match &ours.failed {
+        Some(error @ SessionError::PeerAlert(0)) => Ok(error.to_string()),
+        other => Err(format!("{other:?}")),
+    }
 }
 
 fn stalled(stage: &Stage, side: Side, version: Version) -> Scene {

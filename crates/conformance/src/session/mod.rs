@@ -2,8 +2,13 @@
 
 mod damage;
 mod ends;
+mod key_updates;
 mod material;
+mod meetings;
 mod pieces;
+mod records;
+mod resumption;
+mod sizes;
 mod verdicts;
 mod versions;
 
@@ -12,7 +17,8 @@ use std::sync::Arc;
 use lictor_core::{Judge, MeshContext, TlsBackend, TlsPolicy};
 
 pub use self::{
-    damage::damage, ends::ends, material::material, pieces::pieces, verdicts::verdicts, versions::versions,
+    damage::damage, ends::ends, key_updates::key_updates, material::material, meetings::meetings, pieces::pieces,
+    records::records, resumption::resumption, sizes::sizes, verdicts::verdicts, versions::versions,
 };
 use crate::{
     certs::Mesh,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use lictor_core::{RejectReason, SessionError, TlsBackend};
+use lictor_core::{RejectReason, SessionError, TlsBackend, judgement};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use rustls::HandshakeKind;
 
@@ -10,7 +10,7 @@ use super::{Scene, Stage};
 use crate::{
     handshake::{accepted, kept_promises, nothing_left},
     pair::{Ours, Peer, PeerSettings, Version, Witness, talk, ways},
-    records::{self, Sealer},
+    records::{self, Forger},
     report::Report,
     rows::Case,
     verifier::Side,
@@ -27,6 +27,7 @@ pub fn verdicts(backend: &dyn TlsBackend, seed: u64) -> Report {
         report.add("N96 no other certificate after the handshake", way, no_second_handshake(&stage, side, version));
         report.add("a root removed while the handshake ran", way, root_removed(&stage, side, version));
         report.add("a root added while the handshake ran", way, root_added(&stage, side, version));
+        report.add("a verifier that panics refuses, and the next goes on", way, panics(&stage, side, version));
         report.add("neighbours keep their own verdicts", way, neighbours(&stage, side, version, &mut random));
     }
     report
@@ -78,7 +79,7 @@ fn nothing_is_resumed(stage: &Stage, side: Side, version: Version) -> Scene {
 /// handshake answers.
 fn no_second_handshake(stage: &Stage, side: Side, version: Version) -> Scene {
     let (mut ours, peer) = stage.joined(side, version)?;
-    let mut sealer = Sealer::take_over(peer.connection, version);
+    let mut forger = Forger::take_over(peer, version);
     let (kind, body): (u8, Vec<u8>) = match (side, version) {
         // A Certificate that nobody asked for: an empty context and one entry, without extensions.
         (Side::Inbound, Version::Tls13) => {
@@ -98,7 +99,7 @@ fn no_second_handshake(stage: &Stage, side: Side, version: Version) -> Scene {
         }
         (Side::Outbound, Version::Tls12) => (0, Vec::new()),
     };
-    ours.take(&sealer.seal(records::HANDSHAKE, &records::message(kind, &body)));
+    ours.take(&forger.seal(records::HANDSHAKE, &records::message(kind, &body)));
     kept_promises(&ours)?;
     let sent = ours.sent();
     let alerts = match version {
@@ -114,6 +115,26 @@ fn no_second_handshake(stage: &Stage, side: Side, version: Version) -> Scene {
         Some(error) => Ok(format!("ended: {error}")),
         None => Err("the connection goes on".to_owned()),
     }
+}
+
+/// No panic crosses a library, and none leaves anything behind on the thread.
+fn panics(stage: &Stage, side: Side, version: Version) -> Scene {
+    for _ in 0..2 {
+        let (mut ours, mut peer) = stage.pair(side, version);
+        judgement::faults::panic_in_next_verdict();
+        talk(&mut ours, &mut peer, usize::MAX);
+        kept_promises(&ours)?;
+        nothing_left(&ours)?;
+        let wanted = RejectReason::Unjudged;
+        if ours.failed != Some(SessionError::Rejected(wanted)) || peer.alert != Some(wanted.alert()) {
+            return Err(format!("{:?}, alert {:?}", ours.failed, peer.alert));
+        }
+        let (mut ours, mut peer) = stage.joined(side, version)?;
+        peer.send(b"data of the peer");
+        talk(&mut ours, &mut peer, usize::MAX);
+        accepted(&mut ours, &mut peer, &stage.case, version)?;
+    }
+    Ok("unjudged, alert 46; the next handshake is good".to_owned())
 }
 
 fn root_removed(stage: &Stage, side: Side, version: Version) -> Scene {

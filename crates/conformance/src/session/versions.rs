@@ -5,6 +5,7 @@ use lictor_core::{SessionError, TlsBackend, TlsPolicy};
 use super::{Scene, Stage};
 use crate::{
     handshake::{accepted, kept_promises, nothing_left},
+    hello::message,
     pair::{Ours, Peer, Version, our_context, talk},
     records,
     report::Report,
@@ -29,12 +30,16 @@ pub fn versions(backend: &dyn TlsBackend, seed: u64) -> Report {
         let way = (Side::Inbound, version);
         report.add("ALPN offered is not taken up", way, alpn_offered(&stage, version));
     }
+    for side in Side::BOTH {
+        report.add("junk behind the beginning of a hello", side, junk_behind(&stage, side));
+        report.add("something else than a hello", side, no_hello(&stage, side));
+    }
     let claims: [(&str, &[u8]); 5] = [
         ("HTTP", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"),
+        ("one byte of HTTP", b"G"),
         ("SSH", b"SSH-2.0-OpenSSH_9.6\r\n"),
         ("zeros", &[0; 64]),
         ("a record larger than any", &[22, 3, 1, 0xff, 0xff, 1, 2, 3]),
-        ("an alert to begin with", &[21, 3, 3, 0, 2, 2, 40]),
     ];
     for (what, bytes) in claims {
         for side in Side::BOTH {
@@ -120,12 +125,60 @@ fn alpn_offered(stage: &Stage, version: Version) -> Scene {
 /// Something else than TLS is refused before the size of a record has come, let alone waited for without end.
 fn no_tls(stage: &Stage, side: Side, bytes: &[u8]) -> Scene {
     let mut ours = stage.ours(side);
+    let _hello = ours.sent();
     ours.take(bytes);
     kept_promises(&ours)?;
     nothing_left(&ours)?;
+    let sent = ours.sent();
     match &ours.failed {
-        Some(SessionError::Internal(why)) => Err(format!("blamed on ourselves: {why}")),
-        Some(error) => Ok(format!("{error}")),
+        Some(error @ SessionError::NotTls) if sent.is_empty() => Ok(error.to_string()),
+        Some(error) => Err(format!("{error:?}, {} bytes answer it", sent.len())),
         None => Err(format!("{} bytes wait for more", ours.waiting())),
     }
+}
+
+/// Whoever spoke TLS at first and then no longer has broken the protocol.
+fn junk_behind(stage: &Stage, side: Side) -> Scene {
+    let mut ours = stage.ours(side);
+    let _hello = ours.sent();
+    // The beginning of a hello, then no record.
+    let kind = if side == Side::Inbound { message::CLIENT_HELLO } else { message::SERVER_HELLO };
+    ours.take(&records::plain(records::HANDSHAKE, &[kind, 0, 0, 9]));
+    if let Some(error) = &ours.failed {
+        return Err(format!("the beginning alone: {error}"));
+    }
+    ours.take(b"GET / HTTP/1.1\r\n");
+    kept_promises(&ours)?;
+    nothing_left(&ours)?;
+    match &ours.failed {
+        Some(error @ SessionError::Protocol(_)) => Ok(error.to_string()),
+        other => Err(format!("{other:?}")),
+    }
+}
+
+/// Alerts, data and changes of keys where a hello must be.
+fn no_hello(stage: &Stage, side: Side) -> Scene {
+    let fatal = records::plain(records::ALERT, &[2, 40]);
+    let mut ours = stage.ours(side);
+    let _hello = ours.sent();
+    ours.take(&fatal);
+    kept_promises(&ours)?;
+    // A client that begins with an alert gives up what it never began; one library calls that unexpected.
+    match (&ours.failed, side) {
+        (Some(SessionError::PeerAlert(40)), _) | (Some(SessionError::Protocol(_)), Side::Inbound) => {}
+        other => return Err(format!("an alert: {other:?}")),
+    }
+    let data = records::plain(records::APPLICATION_DATA, &[9; 40]);
+    let message = records::plain(records::HANDSHAKE, &records::message(message::CERTIFICATE, &[0, 0, 0]));
+    for (what, bytes) in [("data", data), ("another message", message)] {
+        let mut ours = stage.ours(side);
+        let _hello = ours.sent();
+        ours.take(&bytes);
+        kept_promises(&ours)?;
+        nothing_left(&ours)?;
+        if !matches!(ours.failed, Some(SessionError::Protocol(_))) {
+            return Err(format!("{what}: {:?}", ours.failed));
+        }
+    }
+    Ok("each by its own name".to_owned())
 }
