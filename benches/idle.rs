@@ -6,7 +6,7 @@
 use std::{sync::Arc, thread, time::Duration};
 
 use lictor_benches::{
-    Contender, backends,
+    backends,
     ends::{self, Ends, Identity, Order},
     usage::{Memory, is_brief},
 };
@@ -14,6 +14,7 @@ use lictor_conformance::{
     certs::pem,
     sidecars::{ANY, Doorman, List, Scene, address_of, inbound, until},
 };
+use lictor_core::TlsBackend;
 use lictor_proxy::{Sidecar, limits};
 use tokio::runtime::Builder;
 
@@ -35,16 +36,15 @@ fn main() {
         return;
     }
     let allowed = limits::connections_for(limits::raise_descriptor_limit());
-    for contender in backends() {
+    for backend in backends() {
         // A quarter of what is allowed is kept for connections outwards.
-        idle(&contender, if is_brief() { BRIEF } else { CONNECTIONS }.min(allowed / 4 * 3));
+        idle(&backend, if is_brief() { BRIEF } else { CONNECTIONS }.min(allowed / 4 * 3));
     }
 }
 
 #[expect(clippy::print_stdout, reason = "a bench reports on standard output")]
-fn idle(contender: &Contender, connections: usize) {
-    let mut ends = Ends::start(contender);
-    let Contender { name, backend } = contender;
+fn idle(backend: &Arc<dyn TlsBackend>, connections: usize) {
+    let mut ends = Ends::start(backend.as_ref());
     let application = ends.application(&Order::Echo);
     // A thread of its own: the sidecar's control tasks must run while this one waits for the other process.
     let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
@@ -87,9 +87,13 @@ fn idle(contender: &Contender, connections: usize) {
     let after = Memory::now();
 
     let each = |of: Memory| of.proportional.saturating_sub(before.proportional) / connections as u64;
-    println!("idle/{name}: {connections} inbound connections over a base of {} KiB", before.proportional / 1024);
-    println!("idle/{name}: {} bytes for each, idle", each(idle));
-    println!("idle/{name}: {} bytes for each, after {} KiB each way", each(used), TRAFFIC / 1024);
-    println!("idle/{name}: {} bytes for each still held when all have been closed", each(after));
-    println!("idle/{name}: {before:?}, {idle:?}, {used:?}, {after:?}");
+    println!(
+        "idle/{}: {connections} inbound connections over a base of {} KiB",
+        backend.name(),
+        before.proportional / 1024
+    );
+    println!("idle/{}: {} bytes for each, idle", backend.name(), each(idle));
+    println!("idle/{}: {} bytes for each, after {} KiB each way", backend.name(), each(used), TRAFFIC / 1024);
+    println!("idle/{}: {} bytes for each still held when all have been closed", backend.name(), each(after));
+    println!("idle/{}: {before:?}, {idle:?}, {used:?}, {after:?}", backend.name());
 }
