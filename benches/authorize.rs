@@ -9,7 +9,7 @@ use std::{
 use criterion::{Criterion, Throughput, criterion_group};
 use futures_util::future::try_join_all;
 use lictor_benches::{
-    Scene, backends,
+    Contender, Scene, backends,
     ends::{self, Answer, Ends, Order},
     usage::Spent,
 };
@@ -28,8 +28,9 @@ const CROWD: usize = 16;
 fn authorize(criterion: &mut Criterion) {
     // One thread for the calls, as in the product.
     let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
-    for backend in backends() {
-        let mut ends = Ends::start(backend.as_ref());
+    for contender in backends() {
+        let mut ends = Ends::start(&contender);
+        let Contender { name, backend } = contender;
         let Answer::Url(url) = ends.order(&Order::Agent) else { panic!("an agent has a URL") };
         let scene = Scene::new();
         let own = sidecars::Scene::new(backend.clone()).source("db");
@@ -41,7 +42,7 @@ fn authorize(criterion: &mut Criterion) {
             async move { authorizer.authorize(&inbound).await }
         };
 
-        let title = format!("authorize/{}", backend.name());
+        let title = format!("authorize/{name}");
         let mut group = criterion.benchmark_group(&title);
         let peers: Vec<PeerIdentity> = std::iter::once("web".to_owned())
             .chain((1..CROWD).map(|n| format!("web-{n}")))

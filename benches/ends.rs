@@ -28,7 +28,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::backends;
+use crate::backends::{Contender, backends};
 
 /// Set in the other process, to the name of the backend that its clients use.
 const ROLE: &str = "LICTOR_BENCH_ENDS";
@@ -106,14 +106,14 @@ pub struct Ends {
 }
 
 impl Ends {
-    /// Starts it, with clients on `backend`.
+    /// Starts it, with clients on the same backend.
     ///
     /// # Panics
     /// When the system gives no process.
     #[must_use]
-    pub fn start(backend: &dyn TlsBackend) -> Self {
+    pub fn start(contender: &Contender) -> Self {
         let mut process = Command::new(env::current_exe().expect("our own binary"))
-            .env(ROLE, backend.name())
+            .env(ROLE, contender.name)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -174,7 +174,8 @@ impl Drop for Ends {
 pub fn serves() -> bool {
     let Some(name) = env::var_os(ROLE) else { return false };
     lictor_proxy::limits::raise_descriptor_limit();
-    let backend = backends().into_iter().find(|backend| *backend.name() == *name).expect("a backend by that name");
+    let found = backends().into_iter().find(|contender| *contender.name == *name);
+    let Contender { backend, .. } = found.expect("a backend by that name");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let (tell, mut told) = mpsc::channel(1);
     thread::spawn(move || {

@@ -6,7 +6,7 @@
 use std::{sync::Arc, thread, time::Duration};
 
 use lictor_benches::{
-    backends,
+    Contender, backends,
     ends::{self, Ends, Identity, Order},
     usage::{Memory, is_brief},
 };
@@ -14,7 +14,6 @@ use lictor_conformance::{
     certs::pem,
     sidecars::{ANY, Doorman, List, Scene, address_of, inbound, until},
 };
-use lictor_core::TlsBackend;
 use lictor_proxy::{Sidecar, limits};
 use tokio::runtime::Builder;
 
@@ -36,15 +35,16 @@ fn main() {
         return;
     }
     let allowed = limits::connections_for(limits::raise_descriptor_limit());
-    for backend in backends() {
+    for contender in backends() {
         // A quarter of what is allowed is kept for connections outwards.
-        idle(&backend, if is_brief() { BRIEF } else { CONNECTIONS }.min(allowed / 4 * 3));
+        idle(&contender, if is_brief() { BRIEF } else { CONNECTIONS }.min(allowed / 4 * 3));
     }
 }
 
 #[expect(clippy::print_stdout, reason = "a bench reports on standard output")]
-fn idle(backend: &Arc<dyn TlsBackend>, connections: usize) {
-    let mut ends = Ends::start(backend.as_ref());
+fn idle(contender: &Contender, connections: usize) {
+    let mut ends = Ends::start(contender);
+    let Contender { name, backend } = contender;
     let application = ends.application(&Order::Echo);
     // A thread of its own: the sidecar's control tasks must run while this one waits for the other process.
     let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
@@ -87,13 +87,9 @@ fn idle(backend: &Arc<dyn TlsBackend>, connections: usize) {
     let after = Memory::now();
 
     let each = |of: Memory| of.proportional.saturating_sub(before.proportional) / connections as u64;
-    println!(
-        "idle/{}: {connections} inbound connections over a base of {} KiB",
-        backend.name(),
-        before.proportional / 1024
-    );
-    println!("idle/{}: {} bytes for each, idle", backend.name(), each(idle));
-    println!("idle/{}: {} bytes for each, after {} KiB each way", backend.name(), each(used), TRAFFIC / 1024);
-    println!("idle/{}: {} bytes for each still held when all have been closed", backend.name(), each(after));
-    println!("idle/{}: {before:?}, {idle:?}, {used:?}, {after:?}", backend.name());
+    println!("idle/{name}: {connections} inbound connections over a base of {} KiB", before.proportional / 1024);
+    println!("idle/{name}: {} bytes for each, idle", each(idle));
+    println!("idle/{name}: {} bytes for each, after {} KiB each way", each(used), TRAFFIC / 1024);
+    println!("idle/{name}: {} bytes for each still held when all have been closed", each(after));
+    println!("idle/{name}: {before:?}, {idle:?}, {used:?}, {after:?}");
 }

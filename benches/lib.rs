@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod backends;
 pub mod ends;
 pub mod usage;
 
@@ -13,19 +14,11 @@ use lictor_conformance::{
     verifier::service,
 };
 use lictor_core::{
-    Buf, ExpectedPeer, HandshakeStep, Judge, Leaf, MeshContext, MeshSession, PeerPolicy, Roots, TlsBackend, TlsPolicy,
-    identity::Grammar,
+    Buf, ExpectedPeer, HandshakeStep, Judge, Leaf, MeshContext, MeshSession, PeerPolicy, Roots, TlsBackend, TlsFacts,
+    TlsPolicy, identity::Grammar,
 };
-use lictor_rustls::RustlsBackend;
 
-/// The backends that are measured, each under the name that the configuration uses.
-///
-/// # Panics
-/// When a backend does not start.
-#[must_use]
-pub fn backends() -> Vec<Arc<dyn TlsBackend>> {
-    vec![Arc::new(RustlsBackend::new().expect("the rustls backend starts"))]
-}
+pub use backends::{Contender, backends};
 
 /// A mesh with a leaf for `web` and one for `db`, both issued by its root, as Consul's own CA does.
 pub struct Scene {
@@ -101,6 +94,8 @@ pub struct Pair {
     pub client: Box<dyn MeshSession>,
     /// The server's session.
     pub server: Box<dyn MeshSession>,
+    /// What they agreed.
+    pub facts: TlsFacts,
 }
 
 impl Pair {
@@ -114,17 +109,21 @@ impl Pair {
         let mut client = contexts.0.connect(name.as_deref()).expect("a client session");
         let mut server = contexts.1.accept().expect("a server session");
         let (mut to_server, mut to_client) = (Buf::default(), Buf::default());
-        let (mut client_done, mut server_done) = (false, false);
-        while !(client_done && server_done) {
-            if !client_done {
-                let step = client.handshake(&judges.0, &mut to_client, &mut to_server).expect("the client goes on");
-                client_done = matches!(step, HandshakeStep::Done(_));
+        let (mut agreed, mut server_done) = (None, false);
+        loop {
+            if agreed.is_none()
+                && let HandshakeStep::Done(established) =
+                    client.handshake(&judges.0, &mut to_client, &mut to_server).expect("the client goes on")
+            {
+                agreed = Some(established.facts);
             }
             if !server_done {
                 let step = server.handshake(&judges.1, &mut to_server, &mut to_client).expect("the server goes on");
                 server_done = matches!(step, HandshakeStep::Done(_));
             }
+            if server_done && let Some(facts) = agreed {
+                return Self { client, server, facts };
+            }
         }
-        Self { client, server }
     }
 }

@@ -21,10 +21,11 @@ const MANY: usize = 64;
 
 fn relay(criterion: &mut Criterion) {
     let runtime = Runtime::new().expect("a runtime");
-    for backend in backends() {
-        let title = format!("relay/{}", backend.name());
+    for contender in backends() {
+        let title = format!("relay/{}", contender.name);
         let mut group = criterion.benchmark_group(&title);
-        let mut ends = Ends::start(backend.as_ref());
+        let mut ends = Ends::start(&contender);
+        let backend = contender.backend;
         let chain =
             |ends: &mut Ends, application| runtime.block_on(Chain::to(ends.application(&application), backend.clone()));
 

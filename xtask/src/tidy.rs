@@ -20,13 +20,27 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("lictor-boring", &["lictor-core"]),
     ("lictor", &["lictor-agent", "lictor-boring", "lictor-core", "lictor-openssl", "lictor-proxy", "lictor-rustls"]),
     ("lictor-conformance", &["lictor-agent", "lictor-core", "lictor-proxy"]),
-    ("lictor-benches", &["lictor-agent", "lictor-conformance", "lictor-core", "lictor-proxy", "lictor-rustls"]),
+    (
+        "lictor-benches",
+        &[
+            "lictor-agent",
+            "lictor-boring",
+            "lictor-conformance",
+            "lictor-core",
+            "lictor-openssl",
+            "lictor-proxy",
+            "lictor-rustls",
+        ],
+    ),
     ("lictor-integration", &["lictor-agent"]),
     ("xtask", &[]),
 ];
 
 /// The files that every backend crate has, so that a diff of two crates is a diff of two libraries.
-const BACKEND_FILES: &[&str] = &["context.rs", "error.rs", "lib.rs", "session.rs", "signature.rs"];
+const BACKEND_FILES: &[&str] = &["context.rs", "error.rs", "lib.rs", "policy.rs", "session.rs", "signature.rs"];
+
+/// The crates that may hold unsafe code.
+const MAY_BE_UNSAFE: &[&str] = &["crates/boring/src/lib.rs", "crates/openssl/src/lib.rs"];
 
 /// Crates in which the words of the Consul client may not appear: the data plane knows traits, not Consul.
 const BLIND_TO_CONSUL: &[&str] = &["crates/proxy", "crates/rustls", "crates/conformance"];
@@ -127,8 +141,10 @@ fn sources(breaches: &mut Vec<String>) -> Result<()> {
         let full = root().join(path);
         let Ok(text) = fs::read_to_string(&full) else { continue };
         let is_root = path.ends_with("src/lib.rs") || path.ends_with("src/main.rs");
-        if is_root && path.starts_with("crates/") && !text.contains("forbid(unsafe_code)") {
-            breaches.push(format!("{path} does not forbid unsafe code"));
+        // The two libraries in C need some: they deny it, and say at each place why it is there.
+        let rule = if MAY_BE_UNSAFE.contains(&path) { "#![deny(unsafe_code)]" } else { "#![forbid(unsafe_code)]" };
+        if is_root && path.starts_with("crates/") && !text.contains(rule) {
+            breaches.push(format!("{path} does not say {rule}"));
         }
         if is_root && !text.starts_with("//!") {
             breaches.push(format!("{path} does not say what the crate is for"));

@@ -28,7 +28,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 
 use crate::{
     error::{no_errors_left, refusal, refused},
-    policy::{self, AGENT_SCHEMES, AGENT_SECURITY_LEVEL, NO_SECURITY_LEVEL},
+    policy,
     session::Session,
     signature::RSA_BITS,
 };
@@ -45,8 +45,7 @@ impl Mesh {
         policy: &TlsPolicy,
         algorithms: &'static SignatureAlgorithms,
     ) -> Result<Self, BuildError> {
-        let mut builder = policy::settings(policy)?;
-        builder.set_security_level(NO_SECURITY_LEVEL);
+        let mut builder = policy::for_the_mesh(policy)?;
         certified_key(leaf.chain(), leaf.key())?.serve(&mut builder)?;
         ask_core(&mut builder, algorithms);
         Ok(Self { both: builder.build() })
@@ -77,9 +76,7 @@ pub(crate) struct Agent {
 impl Agent {
     /// Builds a client that knows the agent by its name and the given authorities.
     pub(crate) fn build(settings: &AgentTls) -> Result<Self, BuildError> {
-        let mut builder = policy::settings(&TlsPolicy::default())?;
-        builder.set_security_level(AGENT_SECURITY_LEVEL);
-        policy::set_schemes(&mut builder, &AGENT_SCHEMES).map_err(refused("policy"))?;
+        let mut builder = policy::for_the_agent()?;
         if let Some((chain, key)) = &settings.client {
             certified_key(chain, key)?.serve(&mut builder)?;
         }
@@ -326,4 +323,106 @@ type MessageCallback = unsafe extern "C" fn(c_int, c_int, c_int, *const c_void, 
 unsafe extern "C" {
     fn SSL_CTX_set_cert_verify_callback(ctx: *mut ffi::SSL_CTX, callback: Option<VerifyCallback>, arg: *mut c_void);
     fn SSL_CTX_set_msg_callback(ctx: *mut ffi::SSL_CTX, callback: Option<MessageCallback>);
+}
+
+#[cfg(test)]
+mod tests {
+    use lictor_conformance::{
+        certs,
+        pair::{Ours, Peer, PeerSettings, our_context, our_leaf, talk, ways},
+        rows::Case,
+        verifier,
+    };
+    use lictor_core::RejectReason;
+    use proptest::prelude::*;
+    use rustls_pki_types::{AlgorithmIdentifier, InvalidSignature, SignatureVerificationAlgorithm, alg_id};
+
+    use super::*;
+    use crate::OpensslBackend;
+
+    #[derive(Debug)]
+    struct Panics;
+
+    impl SignatureVerificationAlgorithm for Panics {
+        fn verify_signature(&self, _: &[u8], _: &[u8], _: &[u8]) -> Result<(), InvalidSignature> {
+            panic!("in the middle of a callback");
+        }
+
+        fn public_key_alg_id(&self) -> AlgorithmIdentifier {
+            alg_id::ECDSA_P256
+        }
+
+        fn signature_alg_id(&self) -> AlgorithmIdentifier {
+            alg_id::ECDSA_SHA256
+        }
+    }
+
+    #[test]
+    fn a_panic_under_the_callback_is_a_refusal_and_goes_no_further() {
+        let mesh = certs::Mesh::new(1);
+        let panics: &'static SignatureAlgorithms = Box::leak(Box::new(SignatureAlgorithms::new(vec![&Panics])));
+        let context = Mesh::build(&our_leaf(&mesh), &TlsPolicy::default(), panics).unwrap();
+        let good = our_context(&OpensslBackend::new().unwrap(), &mesh, &TlsPolicy::default());
+        let case = Case::issued(&mesh.leaf(), &mesh.root, &[], &[&mesh.root]);
+        for (side, version, way) in ways() {
+            let meet = |context: &dyn MeshContext| {
+                let settings = PeerSettings::new(case.chain.clone(), case.key.clone(), version);
+                let mut ours = Ours::new(context, verifier::judge(&mesh, &case, side), side);
+                let mut peer = Peer::new(&settings, side);
+                talk(&mut ours, &mut peer, usize::MAX);
+                (ours, peer)
+            };
+            let (ours, peer) = meet(&context);
+            assert_eq!(ours.failed, Some(SessionError::Rejected(RejectReason::Unjudged)), "{way}");
+            assert_eq!(peer.alert, Some(46), "{way}");
+            let (ours, _) = meet(good.as_ref());
+            assert!(ours.established.is_some(), "the next one on this thread: {way}: {:?}", ours.failed);
+        }
+    }
+
+    /// A Certificate message of these certificates, with as many bytes of extensions for each in TLS 1.3.
+    fn message(version: c_int, list: &[(Vec<u8>, u8)]) -> Vec<u8> {
+        let number = |n: usize| u32::try_from(n).unwrap().to_be_bytes()[1..].to_vec();
+        let mut entries = Vec::new();
+        for (certificate, extensions) in list {
+            entries.extend(number(certificate.len()));
+            entries.extend(certificate);
+            if version == ffi::TLS1_3_VERSION {
+                entries.extend([0, *extensions]);
+                entries.resize(entries.len() + usize::from(*extensions), 0xee);
+            }
+        }
+        let context = if version == ffi::TLS1_3_VERSION { vec![2, 7, 7] } else { Vec::new() };
+        let body = [context, number(entries.len()), entries].concat();
+        [vec![11], number(body.len()), body].concat()
+    }
+
+    proptest! {
+        #[test]
+        fn a_certificate_message_is_read_as_far_as_the_verifier_looks_and_cut_short_not_at_all(
+            list in prop::collection::vec((prop::collection::vec(any::<u8>(), 0..40), any::<u8>()), 0..14),
+            is_tls13: bool,
+            cut: prop::sample::Index,
+        ) {
+            let version = if is_tls13 { ffi::TLS1_3_VERSION } else { ffi::TLS1_2_VERSION };
+            let whole = message(version, &list);
+            let read = certificates(version, &whole).unwrap();
+            prop_assert_eq!(read.len(), list.len().min(MAX_CHAIN_CERTIFICATES + 1));
+            for (read, (sent, _)) in read.iter().zip(&list) {
+                prop_assert_eq!(read.as_ref(), &sent[..]);
+            }
+            prop_assert_eq!(certificates(version, &whole[..cut.index(whole.len())]), None);
+        }
+    }
+
+    #[test]
+    fn certificates_are_kept_for_one_call_alone() {
+        let keep = || KEPT.set(Some((ffi::TLS1_2_VERSION, message(ffi::TLS1_2_VERSION, &[(vec![1], 0)]))));
+        keep();
+        assert_eq!(forget_certificates(kept_certificates).len(), 0, "of a call before");
+        forget_certificates(keep);
+        assert_eq!(kept_certificates().len(), 0, "of the call that is over");
+        keep();
+        assert_eq!((kept_certificates().len(), kept_certificates().len()), (1, 0), "once");
+    }
 }

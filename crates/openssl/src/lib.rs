@@ -36,7 +36,7 @@ impl OpensslBackend {
     /// # Errors
     /// [`BuildError`] when OpenSSL cannot do the policy, as under a configuration that loads no provider.
     pub fn new() -> Result<Self, BuildError> {
-        no_errors_left(|| policy::settings(&TlsPolicy::default()))?;
+        no_errors_left(|| policy::for_the_mesh(&TlsPolicy::default()))?;
         Ok(Self { algorithms: signature::algorithms() })
     }
 }

@@ -27,16 +27,6 @@ use openssl_sys as ffi;
 
 use crate::error::refused;
 
-/// For the mesh: the lists of the policy name all that is allowed, and the verifier judges every certificate. A level
-/// of OpenSSL's own would refuse what the other libraries accept.
-pub(crate) const NO_SECURITY_LEVEL: u32 = 0;
-
-/// For the agent, whom OpenSSL judges: 112 bits, which is RSA from 2048 bits, and nothing signed over SHA-1.
-pub(crate) const AGENT_SECURITY_LEVEL: u32 = 2;
-
-/// Signatures that the agent may use besides: its certificate is whatever the operator made for it.
-pub(crate) const AGENT_SCHEMES: [&str; 1] = ["ed25519"];
-
 /// `SSL_OP_NO_TX_CERTIFICATE_COMPRESSION` and `SSL_OP_NO_RX_CERTIFICATE_COMPRESSION`, which 3.0 does not know: a
 /// compressed chain could unpack to far more than the verifier's bound.
 const NO_COMPRESSED_CERTIFICATES: SslOptions = SslOptions::from_bits_retain(1 << 32 | 1 << 33);
@@ -44,9 +34,36 @@ const NO_COMPRESSED_CERTIFICATES: SslOptions = SslOptions::from_bits_retain(1 <<
 /// What is not on any of the lists cannot be agreed.
 const UNKNOWN: &str = "unknown";
 
-/// A context with all of the policy, and no certificate.
-pub(crate) fn settings(policy: &TlsPolicy) -> Result<SslContextBuilder, BuildError> {
-    settle(policy).map_err(refused("policy"))
+/// What the mesh is met with, but for a certificate.
+pub(crate) fn for_the_mesh(policy: &TlsPolicy) -> Result<SslContextBuilder, BuildError> {
+    /// The lists of the policy name all that is allowed, and the verifier judges every certificate. A level of
+    /// OpenSSL's own would refuse what the other libraries accept.
+    const NO_LEVEL: u32 = 0;
+    let settled = || {
+        let mut builder = settle(policy)?;
+        builder.set_security_level(NO_LEVEL);
+        Ok(builder)
+    };
+    settled().map_err(refused("policy"))
+}
+
+/// What the agent is met with. Its certificate is whatever the operator made for it, so it may have keys that the mesh
+/// does not know.
+pub(crate) fn for_the_agent() -> Result<SslContextBuilder, BuildError> {
+    /// 112 bits, which is RSA from 2048 bits, and nothing signed over SHA-1.
+    const LEVEL_OF_TODAY: u32 = 2;
+    let policy = TlsPolicy::default();
+    let settled = || {
+        let mut builder = settle(&policy)?;
+        builder.set_security_level(LEVEL_OF_TODAY);
+        set_schemes(&mut builder, &["ed25519"])?;
+        // In TLS 1.2 this is the list of the curves of certificates, too.
+        let mut groups = known_groups(&mut builder, &policy);
+        groups.push("secp521r1");
+        set_groups(&mut builder, &groups)?;
+        Ok(builder)
+    };
+    settled().map_err(refused("policy"))
 }
 
 /// What is made of `policy`, read from the settings that the contexts are built on.
@@ -75,19 +92,6 @@ pub(crate) fn crypto(backend: &'static str, library: String, policy: &TlsPolicy)
 /// The library that runs, which need not be the one that was built against.
 pub(crate) fn library() -> String {
     version().to_owned()
-}
-
-/// Sets what may be signed with, by us, by peers, and by clients of ours, which OpenSSL keeps apart: the schemes of
-/// the mesh, and `more`.
-pub(crate) fn set_schemes(builder: &mut SslContextBuilder, more: &[&'static str]) -> Result<(), ErrorStack> {
-    let list = known_schemes(builder, more).join(":");
-    builder.set_sigalgs_list(&list)?;
-    let list = CString::new(list).unwrap_or_default();
-    // SAFETY: the context lives, and OpenSSL reads the list, a string that ends with zero, within the call.
-    #[expect(unsafe_code, reason = "the crate has no call for it")]
-    let done =
-        unsafe { ffi::SSL_CTX_ctrl(builder.as_ptr(), SET_CLIENT_SIGALGS_LIST, 0, list.as_ptr().cast_mut().cast()) };
-    if done == 1 { Ok(()) } else { Err(ErrorStack::get()) }
 }
 
 /// What was agreed, by the names of the IANA registry.
@@ -147,6 +151,19 @@ fn set_groups(builder: &mut SslContextBuilder, groups: &[&str]) -> Result<(), Er
         }
     }
     builder.set_groups_list(&groups.join(":"))
+}
+
+/// Sets what may be signed with, by us, by peers, and by clients of ours, which OpenSSL keeps apart: the schemes of
+/// the mesh, and `more`.
+fn set_schemes(builder: &mut SslContextBuilder, more: &[&'static str]) -> Result<(), ErrorStack> {
+    let list = known_schemes(builder, more).join(":");
+    builder.set_sigalgs_list(&list)?;
+    let list = CString::new(list).unwrap_or_default();
+    // SAFETY: the context lives, and OpenSSL reads the list, a string that ends with zero, within the call.
+    #[expect(unsafe_code, reason = "the crate has no call for it")]
+    let done =
+        unsafe { ffi::SSL_CTX_ctrl(builder.as_ptr(), SET_CLIENT_SIGALGS_LIST, 0, list.as_ptr().cast_mut().cast()) };
+    if done == 1 { Ok(()) } else { Err(ErrorStack::get()) }
 }
 
 fn known_groups(builder: &mut SslContextBuilder, policy: &TlsPolicy) -> Vec<&'static str> {
@@ -252,4 +269,32 @@ const GET_NEGOTIATED_GROUP: c_int = 134;
 unsafe extern "C" {
     fn SSL_CTX_get_ciphers(ctx: *const ffi::SSL_CTX) -> *mut ffi::stack_st_SSL_CIPHER;
     fn SSL_CTX_set_block_padding(ctx: *mut ffi::SSL_CTX, block_size: usize) -> c_int;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_that_the_policy_asks_for_is_served_in_its_order_or_said_to_be_left_out() {
+        for (tls12, hybrid_first) in [(true, true), (true, false), (false, true), (false, false)] {
+            let policy = TlsPolicy { tls12, hybrid_first };
+            let told = crypto("openssl", library(), &policy);
+            let left_out = |name: &&str| told.differs.iter().any(|sentence| sentence.contains(*name));
+            let but = |asked: Vec<&'static str>| asked.into_iter().filter(|name| !left_out(name)).collect::<Vec<_>>();
+            assert_eq!(told.versions, policy.versions());
+            assert_eq!(told.suites, policy.suites());
+            assert_eq!(told.groups, but(policy.groups()));
+            assert_eq!(told.signature_schemes, SIGNATURE_SCHEMES);
+            assert!(told.differs.len() <= 1, "nothing but the hybrid group may be missing: {:?}", told.differs);
+        }
+    }
+
+    #[test]
+    fn a_library_without_a_fips_provider_claims_none() {
+        if Md::fetch(None, "SHA256", Some("provider=fips")).is_err() {
+            assert_eq!(fips(), Fips { enabled: false, means: "not a FIPS module", self_test: "none" });
+        }
+        drop(ErrorStack::get());
+    }
 }

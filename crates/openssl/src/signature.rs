@@ -144,3 +144,112 @@ impl std::fmt::Debug for P256 {
         f.debug_struct("P256").field("public_point", &self.public_point).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use lictor_conformance::keys::{Key, KeyKind, SignatureKind};
+    use openssl::bn::{BigNum, BigNumRef};
+
+    use super::*;
+
+    const MESSAGE: &[u8] = b"what was signed";
+
+    /// A key as a certificate has it, behind the bytes that say of which kind it is.
+    fn key_bits(key: &Key) -> Vec<u8> {
+        let key = PKey::public_key_from_der(key.spki()).unwrap();
+        match key.rsa() {
+            Ok(rsa) => rsa.public_key_to_der_pkcs1().unwrap(),
+            Err(_) => {
+                let ec = key.ec_key().unwrap();
+                let mut context = BigNumContext::new().unwrap();
+                ec.public_key().to_bytes(ec.group(), PointConversionForm::UNCOMPRESSED, &mut context).unwrap()
+            }
+        }
+    }
+
+    fn pkcs1(n: &BigNumRef, e: u64) -> Vec<u8> {
+        let e = BigNum::from_slice(&e.to_be_bytes()).unwrap();
+        Rsa::from_public_components(n.to_owned().unwrap(), e).unwrap().public_key_to_der_pkcs1().unwrap()
+    }
+
+    #[test]
+    fn a_good_signature_is_good_under_its_own_scheme_alone() {
+        let schemes = [
+            (KeyKind::P256, SignatureKind::EcdsaSha256, Scheme::Ecdsa(Curve::P256, Hash::Sha256)),
+            (KeyKind::P384, SignatureKind::EcdsaSha256, Scheme::Ecdsa(Curve::P384, Hash::Sha256)),
+            (KeyKind::P384, SignatureKind::EcdsaSha384, Scheme::Ecdsa(Curve::P384, Hash::Sha384)),
+            (KeyKind::P521, SignatureKind::EcdsaSha512, Scheme::Ecdsa(Curve::P521, Hash::Sha512)),
+            (KeyKind::Rsa2048, SignatureKind::RsaSha256, Scheme::RsaPkcs1(Hash::Sha256)),
+            (KeyKind::Rsa2048, SignatureKind::RsaPssSha256, Scheme::RsaPss(Hash::Sha256)),
+        ];
+        for (kind, signature, scheme) in schemes {
+            let key = Key::generate(kind);
+            let (public, signed) = (key_bits(&key), key.sign(MESSAGE, signature));
+            for (_, _, other) in schemes {
+                assert_eq!(
+                    Openssl::is_good(other, &public, MESSAGE, &signed),
+                    scheme == other,
+                    "{scheme:?} as {other:?}"
+                );
+            }
+            assert!(!Openssl::is_good(scheme, &public, b"another message", &signed));
+            assert!(!Openssl::is_good(scheme, &public, MESSAGE, &signed[..signed.len() - 1]));
+            assert!(!Openssl::is_good(scheme, &public, MESSAGE, &[&signed[..], &[0]].concat()));
+            assert!(!Openssl::is_good(scheme, &public, MESSAGE, &[]));
+            assert!(!Openssl::is_good(scheme, &[&public[..], &[0]].concat(), MESSAGE, &signed), "bytes behind the key");
+            assert!(!Openssl::is_good(scheme, &public[..public.len() - 1], MESSAGE, &signed));
+            assert!(!Openssl::is_good(scheme, &[], MESSAGE, &signed));
+        }
+    }
+
+    #[test]
+    fn a_point_is_taken_in_one_form_and_on_its_curve() {
+        let key = Key::generate(KeyKind::P256);
+        let (mut point, signature) = (key_bits(&key), key.sign(MESSAGE, SignatureKind::EcdsaSha256));
+        let is_good =
+            |point: &[u8]| Openssl::is_good(Scheme::Ecdsa(Curve::P256, Hash::Sha256), point, MESSAGE, &signature);
+        assert!(is_good(&point));
+        let is_odd = point[64] & 1;
+        assert!(!is_good(&[&[2 + is_odd], &point[1..33]].concat()), "compressed");
+        assert!(!is_good(&[&[6 + is_odd], &point[1..]].concat()), "hybrid");
+        assert!(!is_good(&[0]), "the point at infinity");
+        point[64] ^= 1;
+        assert!(!is_good(&point), "beside the curve");
+    }
+
+    #[test]
+    fn an_rsa_key_has_the_size_and_the_exponent_that_all_libraries_take() {
+        for (bits, taken) in [(1024, false), (1536, false), (2048, true), (4096, true), (8192, true)] {
+            let key = Key::generate(KeyKind::RsaByHand(bits));
+            let signature = key.sign(MESSAGE, SignatureKind::RsaSha256);
+            let is_good = Openssl::is_good(Scheme::RsaPkcs1(Hash::Sha256), &key_bits(&key), MESSAGE, &signature);
+            assert_eq!(is_good, taken, "{bits} bits");
+        }
+        // Whatever it was signed with, what counts is whether the key is looked at.
+        let n = PKey::public_key_from_der(Key::generate(KeyKind::Rsa2048).spki()).unwrap().rsa().unwrap();
+        let n = n.n();
+        let taken = |e: u64| modulus(&pkcs1(n, e), &[0; 256]).unwrap().is_some();
+        assert!(taken(3) && taken(65_537) && taken((1 << 33) - 1));
+        for e in [0, 1, 2, 65_536, (1 << 33) + 1, u64::MAX] {
+            assert!(!taken(e), "{e}");
+        }
+        let mut too_long = n.to_owned().unwrap();
+        too_long.set_bit(8192).unwrap();
+        assert!(modulus(&pkcs1(&too_long, 3), &[0; 1025]).unwrap().is_none());
+        assert!(modulus(&pkcs1(n, 3), &[0; 255]).unwrap().is_none(), "a signature shorter than the modulus");
+    }
+
+    #[test]
+    fn a_key_that_we_make_signs_and_comes_out_whole() {
+        let key = P256::generate().unwrap();
+        let signature = key.sign_sha256(MESSAGE).unwrap();
+        let scheme = Scheme::Ecdsa(Curve::P256, Hash::Sha256);
+        assert_eq!(key.public_point().len(), 65);
+        assert!(Openssl::is_good(scheme, key.public_point(), MESSAGE, &signature));
+        let again = PKey::private_key_from_pkcs8(key.pkcs8().secret_der()).unwrap();
+        assert!(again.public_eq(&key.key));
+        let shown = format!("{key:?}");
+        let secret = again.ec_key().unwrap().private_key().to_vec();
+        assert!(!shown.contains(&format!("{secret:?}")[1..20]), "{shown}");
+    }
+}
