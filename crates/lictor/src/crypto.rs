@@ -165,11 +165,11 @@ fn row(f: &mut fmt::Formatter<'_>, name: &str, values: impl IntoIterator<Item = 
     for value in values {
         let mut line = String::new();
         for word in value.as_ref().split(' ') {
-            if !line.is_empty() && COLUMN + line.len() + word.len() >= WIDTH {
+            if !line.trim().is_empty() && COLUMN + line.len() + word.len() >= WIDTH {
                 write!(f, "\n  {name:<width$}{line}", width = COLUMN - 2)?;
-                (name, line) = ("", String::new());
-            }
-            if !line.is_empty() {
+                // Further in than the next value, so that two long ones can be told apart.
+                (name, line) = ("", "  ".to_owned());
+            } else if !line.is_empty() {
                 line.push(' ');
             }
             line.push_str(word);
