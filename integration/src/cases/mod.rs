@@ -3,6 +3,7 @@
 mod a_start;
 mod b_certificates;
 mod c_inbound;
+mod crypto;
 mod d_outbound;
 mod e_stream;
 mod f_changes;
@@ -28,6 +29,7 @@ pub(crate) fn all() -> Vec<Case> {
         g_lifecycle::CASES,
         h_managed::CASES,
         i_observability::CASES,
+        crypto::CASES,
         holds::CASES,
         input::CASES,
         interop::CASES,
