@@ -9,12 +9,9 @@ use boring::{
     nid::Nid,
     pkey::{Id, PKey, Private},
     rsa::Rsa,
-    ssl::{
-        SslContext, SslContextBuilder, SslMethod, SslMode, SslOptions, SslRef, SslSessionCacheMode, SslVerifyMode,
-        SslVersion,
-    },
+    ssl::{SslContext, SslContextBuilder, SslRef, SslVerifyMode},
     x509::{
-        X509,
+        X509, X509StoreContextRef, X509VerifyError,
         store::X509StoreBuilder,
         verify::{X509CheckFlags, X509VerifyFlags},
     },
@@ -22,8 +19,8 @@ use boring::{
 use boring_sys as ffi;
 use foreign_types::{ForeignType as _, ForeignTypeRef as _};
 use lictor_core::{
-    AgentContext, AgentSession, AgentTls, Leaf, MeshContext, MeshSession, SessionError, TlsPolicy, engine, judgement,
-    policy::{HYBRID_GROUP, MAX_CERTIFICATE_LIST, SIGNATURE_SCHEMES},
+    AgentContext, AgentSession, AgentTls, Leaf, MeshContext, MeshSession, SessionError, SignatureAlgorithms, TlsPolicy,
+    engine, judgement,
     tls::{AgentVerification, BuildError},
     verify::MAX_CHAIN_CERTIFICATES,
 };
@@ -31,17 +28,10 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 
 use crate::{
     error::{done, no_errors_left, refusal, refused},
+    policy,
     session::Session,
-    signature::{self, RSA_BITS},
+    signature::RSA_BITS,
 };
-
-/// The groups by their names in the registry, and what BoringSSL calls them.
-pub(crate) const GROUPS: [(&str, &str); 4] =
-    [(HYBRID_GROUP, "X25519MLKEM768"), ("x25519", "X25519"), ("secp256r1", "P-256"), ("secp384r1", "P-384")];
-
-/// The suites of TLS 1.3 by their names and numbers in the registry.
-const TLS13_SUITES: [(&str, u16); 3] =
-    [("TLS_AES_128_GCM_SHA256", 0x1301), ("TLS_AES_256_GCM_SHA384", 0x1302), ("TLS_CHACHA20_POLY1305_SHA256", 0x1303)];
 
 /// How we meet other services of the mesh, in both roles.
 pub(crate) struct Mesh {
@@ -50,10 +40,14 @@ pub(crate) struct Mesh {
 
 impl Mesh {
     /// Builds both roles over one chain and key.
-    pub(crate) fn build(leaf: &Leaf, policy: &TlsPolicy) -> Result<Self, BuildError> {
-        let mut builder = settings(certificates_as_bytes(), policy)?;
+    pub(crate) fn build(
+        leaf: &Leaf,
+        policy: &TlsPolicy,
+        algorithms: &'static SignatureAlgorithms,
+    ) -> Result<Self, BuildError> {
+        let mut builder = policy::for_the_mesh(policy)?;
         certified_key(leaf.chain(), leaf.key())?.serve(&mut builder)?;
-        ask_core(&mut builder);
+        ask_core(&mut builder, algorithms);
         Ok(Self { both: builder.build() })
     }
 }
@@ -82,11 +76,7 @@ pub(crate) struct Agent {
 impl Agent {
     /// Builds a client that knows the agent by its name and the given authorities.
     pub(crate) fn build(settings: &AgentTls) -> Result<Self, BuildError> {
-        let mut builder = self::settings(SslMethod::tls(), &TlsPolicy::default())?;
-        if !fips::enabled() {
-            // The agent's certificate is whatever the operator made for it.
-            set_signature_schemes(&mut builder, SIGNATURE_SCHEMES.into_iter().chain(["ed25519"]))?;
-        }
+        let mut builder = policy::for_the_agent()?;
         if let Some((chain, key)) = &settings.client {
             certified_key(chain, key)?.serve(&mut builder)?;
         }
@@ -123,98 +113,6 @@ fn without_dot(name: &str) -> &str {
     name.strip_suffix('.').unwrap_or(name)
 }
 
-/// The suites of `policy` that are served.
-pub(crate) fn suites(policy: &TlsPolicy) -> Vec<&'static str> {
-    policy.suites().into_iter().filter(|suite| !fips::enabled() || suite.contains("_GCM_")).collect()
-}
-
-/// The groups of `policy` that are served.
-pub(crate) fn groups(policy: &TlsPolicy) -> Vec<&'static str> {
-    policy.groups().into_iter().filter(|group| !fips::enabled() || *group != "x25519").collect()
-}
-
-/// The signature schemes that are served.
-pub(crate) fn signature_schemes() -> Vec<&'static str> {
-    SIGNATURE_SCHEMES.into_iter().filter(|scheme| !fips::enabled() || !scheme.contains("secp521r1")).collect()
-}
-
-/// Certificates as the bytes that came, in place of X.509 objects.
-///
-/// Of what a peer sends BoringSSL then reads no more than the public key and the key usage of the leaf, so no parser of
-/// its own refuses a chain before our verifier is asked, and none of it is kept twice.
-#[expect(unsafe_code, reason = "the crate leaves it to us that nobody asks for an object")]
-fn certificates_as_bytes() -> SslMethod {
-    // SAFETY: nothing that deals in X.509 objects may be called on a context of this method, or on its connections.
-    // Nothing is: `CertifiedKey::serve` and `ask_core` deal in bytes, `error::stop` looks before it asks, and
-    // `Session` does not show its connection to anybody.
-    unsafe { SslMethod::tls_with_buffer() }
-}
-
-/// A context with all of the policy and no certificate.
-///
-/// What is not set is off in BoringSSL unless it is asked for: renegotiation, early data, compressed certificates and
-/// application protocols. So are GREASE and shuffled extensions, which keep the peers of browsers honest; here they
-/// would only make each hello another one.
-pub(crate) fn settings(method: SslMethod, policy: &TlsPolicy) -> Result<SslContextBuilder, BuildError> {
-    let mut builder = SslContext::builder(method).map_err(refused("policy"))?;
-    if fips::enabled() {
-        comply(&mut builder).map_err(refused("policy"))?;
-    }
-    (|| {
-        builder.set_min_proto_version(Some(if policy.tls12 { SslVersion::TLS1_2 } else { SslVersion::TLS1_3 }))?;
-        builder.set_max_proto_version(Some(SslVersion::TLS1_3))?;
-        set_suites(&mut builder, &suites(policy))?;
-        // In TLS 1.2 the list of groups is that of the curves of certificates, too.
-        let groups = groups(policy);
-        let called = GROUPS.into_iter().filter(|(name, _)| groups.contains(name)).map(|(_, called)| called);
-        builder.set_curves_list(&called.collect::<Vec<_>>().join(":"))
-    })()
-    .map_err(refused("policy"))?;
-    set_signature_schemes(&mut builder, signature_schemes())?;
-    // Our order of suites and groups, not the client's.
-    builder.set_options(SslOptions::CIPHER_SERVER_PREFERENCE | SslOptions::NO_TICKET);
-    builder.set_session_cache_mode(SslSessionCacheMode::OFF);
-    builder.set_mode(SslMode::ACCEPT_MOVING_WRITE_BUFFER | SslMode::NO_AUTO_CHAIN);
-    set_the_rest(&mut builder);
-    Ok(builder)
-}
-
-/// Sets BoringSSL's FIPS policy of 2026-09. What is set after it takes away from it and adds nothing.
-#[expect(unsafe_code, reason = "the crate has no name for the policy that admits X25519MLKEM768")]
-fn comply(builder: &mut SslContextBuilder) -> Result<(), ErrorStack> {
-    let policy = ffi::ssl_compliance_policy_t::ssl_compliance_policy_fips_202609;
-    // SAFETY: the context lives.
-    done(unsafe { ffi::SSL_CTX_set_compliance_policy(builder.as_ptr(), policy) })
-}
-
-/// Sets the suites of both versions, in their order.
-#[expect(unsafe_code, reason = "the crate has no call for those of TLS 1.3")]
-fn set_suites(builder: &mut SslContextBuilder, suites: &[&str]) -> Result<(), ErrorStack> {
-    let number = |suite: &&str| TLS13_SUITES.into_iter().find_map(|(name, number)| (name == *suite).then_some(number));
-    let tls13: Vec<u16> = suites.iter().filter_map(number).collect();
-    // SAFETY: the context lives, and BoringSSL copies the numbers, as many as it is told, within the call. Without
-    // flags none of them is equal to another.
-    done(unsafe { ffi::SSL_CTX_set1_tls13_ciphers(builder.as_ptr(), tls13.as_ptr(), ptr::null(), tls13.len()) })?;
-    let tls12: Vec<&str> = suites.iter().copied().filter(|suite| number(suite).is_none()).collect();
-    // BoringSSL takes no empty list; without TLS 1.2 none of it is ever looked at.
-    if tls12.is_empty() { Ok(()) } else { builder.set_strict_cipher_list(&tls12.join(":")) }
-}
-
-/// Sets what may be signed with, by us and by peers.
-fn set_signature_schemes(
-    builder: &mut SslContextBuilder,
-    schemes: impl IntoIterator<Item = &'static str>,
-) -> Result<(), BuildError> {
-    builder.set_sigalgs_list(&schemes.into_iter().collect::<Vec<_>>().join(":")).map_err(refused("policy"))
-}
-
-/// What the crate has no call for: the bound of a peer's Certificate message.
-#[expect(unsafe_code, reason = "the crate has no call for it")]
-fn set_the_rest(builder: &mut SslContextBuilder) {
-    // SAFETY: the context lives, and the call is given nothing else that must.
-    unsafe { ffi::SSL_CTX_set_max_cert_list(builder.as_ptr(), MAX_CERTIFICATE_LIST) }
-}
-
 /// A chain with its key.
 pub(crate) struct CertifiedKey {
     chain: Vec<Bytes>,
@@ -238,7 +136,7 @@ pub(crate) fn certified_key(
     }
     let certified = CertifiedKey { chain, key };
     // BoringSSL compares the public halves, and has checked that of the key when it read it.
-    let mut builder = SslContext::builder(certificates_as_bytes()).map_err(refused("certificate"))?;
+    let mut builder = SslContext::builder(policy::certificates_as_bytes()).map_err(refused("certificate"))?;
     certified.serve(&mut builder)?;
     Ok(certified)
 }
@@ -320,17 +218,29 @@ fn trust(builder: &mut SslContextBuilder, certificates: &[CertificateDer<'static
     // Whoever is on the list is an anchor, also one that another signed.
     store.try_set_flags(X509VerifyFlags::PARTIAL_CHAIN).map_err(refused("roots"))?;
     builder.set_cert_store(store.build());
-    builder.set_verify(SslVerifyMode::PEER);
+    builder.set_verify_callback(SslVerifyMode::PEER, |good, context| good || only_an_anchor_is_out_of_date(context));
     Ok(())
 }
 
+/// Forgives that an anchor has expired, as the other libraries do: its dates are no part of what makes it one
+/// (RFC 5280, section 6.1.1).
+fn only_an_anchor_is_out_of_date(context: &mut X509StoreContextRef) -> bool {
+    let of_date =
+        matches!(context.verify_result(), Err(X509VerifyError::CERT_HAS_EXPIRED | X509VerifyError::CERT_NOT_YET_VALID));
+    let last = context.chain().map_or(0, |chain| chain.len().saturating_sub(1));
+    let forgiven = of_date && last > 0 && usize::try_from(context.error_depth()) == Ok(last);
+    if forgiven {
+        context.set_error(Ok(()));
+    }
+    forgiven
+}
+
 /// Has core judge the peer's whole chain in place of BoringSSL, and requires one of clients. No names of authorities
-/// are set, so none are sent.
-fn ask_core(builder: &mut SslContextBuilder) {
-    let mode = SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT;
-    builder.set_custom_verify_callback(mode, |ssl| {
+/// are set, so none are sent: a Go client whose root is not among the names would send no certificate at all.
+fn ask_core(builder: &mut SslContextBuilder, algorithms: &'static SignatureAlgorithms) {
+    builder.set_custom_verify_callback(SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT, |ssl| {
         // Who is expected lies in the judgement slot.
-        no_errors_left(|| judgement::decide(&chain_as_sent(ssl), signature::algorithms())).map_err(refusal)
+        no_errors_left(|| judgement::decide(&chain_as_sent(ssl), algorithms)).map_err(refusal)
     });
 }
 

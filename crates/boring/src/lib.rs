@@ -12,15 +12,14 @@
 
 mod context;
 mod error;
+mod policy;
 mod session;
 mod signature;
 
 use std::sync::Arc;
 
-use boring::{fips, version::version};
 use lictor_core::{
-    AgentContext, AgentTls, Crypto, Fips, Leaf, MeshContext, SignatureAlgorithms, TlsBackend, TlsPolicy,
-    policy::SIGNATURE_SCHEMES,
+    AgentContext, AgentTls, Crypto, Leaf, MeshContext, SignatureAlgorithms, TlsBackend, TlsPolicy,
     tls::{BuildError, SigningKey},
 };
 
@@ -36,13 +35,11 @@ impl BoringBackend {
     /// Starts the library.
     ///
     /// # Errors
-    /// [`BuildError`] when this is a FIPS build and the cryptography is not the FIPS module. A module that fails its
-    /// self-test ends the process before that.
+    /// [`BuildError`] when this is a FIPS build and the cryptography is not the FIPS module, or when BoringSSL cannot do
+    /// the policy.
     pub fn new() -> Result<Self, BuildError> {
-        if cfg!(feature = "fips") && !fips::enabled() {
-            let why = "this is a FIPS build, and BoringSSL says that it is not in FIPS mode".to_owned();
-            return Err(BuildError::Refused { what: "policy", why });
-        }
+        policy::must_be_fips()?;
+        no_errors_left(|| policy::for_the_mesh(&TlsPolicy::default()))?;
         Ok(Self { algorithms: signature::algorithms() })
     }
 }
@@ -53,34 +50,11 @@ impl TlsBackend for BoringBackend {
     }
 
     fn library(&self) -> String {
-        // BoringSSL has no releases. What tells one from another is the version of its interface, and of the package
-        // that its sources come with.
-        let package = option_env!("LICTOR_BORING_VERSION").unwrap_or("of an unrecorded version");
-        format!("{}, API version {}, through boring-sys {package}", version(), boring_sys::BORINGSSL_API_VERSION)
+        policy::library()
     }
 
     fn crypto(&self, policy: &TlsPolicy) -> Crypto {
-        let (suites, groups, schemes) =
-            (context::suites(policy), context::groups(policy), context::signature_schemes());
-        let missing = |wanted: Vec<&'static str>, served: &[&'static str]| -> Vec<String> {
-            let left_out = wanted.into_iter().filter(|name| !served.contains(name));
-            left_out.map(|name| format!("BoringSSL's FIPS policy does not admit {name}, so it is left out")).collect()
-        };
-        Crypto {
-            backend: self.name(),
-            library: self.library(),
-            fips: module(),
-            versions: policy.versions(),
-            differs: [
-                missing(policy.suites(), &suites),
-                missing(policy.groups(), &groups),
-                missing(SIGNATURE_SCHEMES.to_vec(), &schemes),
-            ]
-            .concat(),
-            suites,
-            groups,
-            signature_schemes: schemes,
-        }
+        no_errors_left(|| policy::crypto(self.name(), self.library(), policy))
     }
 
     fn signature_algorithms(&self) -> &SignatureAlgorithms {
@@ -92,7 +66,7 @@ impl TlsBackend for BoringBackend {
     }
 
     fn mesh_context(&self, leaf: &Leaf, policy: &TlsPolicy) -> Result<Arc<dyn MeshContext>, BuildError> {
-        no_errors_left(|| Ok(Arc::new(context::Mesh::build(leaf, policy)?) as _))
+        no_errors_left(|| Ok(Arc::new(context::Mesh::build(leaf, policy, self.algorithms)?) as _))
     }
 
     fn agent_context(&self, settings: &AgentTls) -> Result<Arc<dyn AgentContext>, BuildError> {
@@ -101,18 +75,5 @@ impl TlsBackend for BoringBackend {
 
     fn generate_p256(&self) -> Result<Box<dyn SigningKey>, BuildError> {
         no_errors_left(|| Ok(Box::new(signature::P256::generate()?) as _))
-    }
-}
-
-/// What BoringSSL says of its module.
-fn module() -> Fips {
-    if !fips::enabled() {
-        return Fips { enabled: false, means: "not a FIPS module", self_test: "none" };
-    }
-    Fips {
-        enabled: true,
-        means: "FIPS-mode BoringCrypto of the update stream, which is built from BoringSSL as it is today; not a \
-                certified snapshot",
-        self_test: "passed: the module checks its own integrity when the process starts, and ends it otherwise",
     }
 }

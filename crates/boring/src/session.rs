@@ -2,18 +2,18 @@
 
 use boring::{
     error::ErrorStack,
-    ssl::{Error, Ssl, SslContextRef, SslRef, SslStream, SslVersion},
+    ssl::{Error, Ssl, SslContextRef, SslRef, SslStream},
 };
 use boring_sys as ffi;
+use foreign_types::ForeignTypeRef as _;
 use lictor_core::{
     SessionError, TlsFacts,
     engine::{Engine, Pipe, Stop},
-    policy::SUITES,
 };
 
 use crate::{
-    context::GROUPS,
     error::{internal, no_errors_left, stop},
+    policy,
 };
 
 /// One connection of BoringSSL.
@@ -64,7 +64,6 @@ impl Session {
     /// Bounds what the peer may send after the handshake: nothing as large as a list of certificates.
     #[expect(unsafe_code, reason = "the crate has no call for it")]
     fn expect_small_messages(&mut self) {
-        use foreign_types::ForeignTypeRef as _;
         // SAFETY: the pointer is that of a live connection, and the call writes no more than a number into it.
         unsafe { ffi::SSL_set_max_cert_list(self.stream.ssl().as_ptr(), 0) }
     }
@@ -102,17 +101,6 @@ impl Engine for Session {
     }
 
     fn facts(&self) -> TlsFacts {
-        let ssl = self.stream.ssl();
-        let suite = ssl.current_cipher().and_then(|cipher| cipher.standard_name()).unwrap_or_default();
-        let group = ssl.curve_name().unwrap_or_default();
-        TlsFacts {
-            version: match ssl.version2() {
-                Some(SslVersion::TLS1_2) => "TLSv1.2",
-                Some(SslVersion::TLS1_3) => "TLSv1.3",
-                _ => "unknown",
-            },
-            suite: SUITES.into_iter().find(|name| *name == suite).unwrap_or("unknown"),
-            group: GROUPS.into_iter().find(|(_, called)| *called == group).map_or("unknown", |(name, _)| name),
-        }
+        policy::facts(self.stream.ssl())
     }
 }
