@@ -2,14 +2,19 @@
 
 use std::sync::Arc;
 
-use lictor_core::TlsBackend;
+use lictor_core::{TlsBackend, tls::BuildError};
 
 use crate::{
     config::{Problem, nearest},
     exit::{Exit, Failure},
 };
 
-#[cfg(not(any(feature = "rustls", feature = "openssl")))]
+#[cfg(all(feature = "openssl", feature = "boring"))]
+compile_error!(
+    "OpenSSL and BoringSSL define the same symbols and cannot be in one binary: build one binary for each, as in `cargo \
+     build -p lictor --no-default-features --features openssl,dev`; either may be linked beside rustls"
+);
+#[cfg(not(any(feature = "rustls", feature = "openssl", feature = "boring")))]
 compile_error!(
     "lictor needs a TLS library: build it with the default features, or choose one by name, as in `cargo build -p \
      lictor --no-default-features --features rustls,dev`"
@@ -48,11 +53,11 @@ impl Eq for Backend {}
 /// All that are linked.
 const LINKED: &[Backend] = &[
     #[cfg(feature = "rustls")]
-    Backend { name: "rustls", start: start_rustls, fips: None },
+    Backend { name: "rustls", start: || started(lictor_rustls::RustlsBackend::new()), fips: None },
     #[cfg(feature = "openssl")]
     Backend {
         name: "openssl",
-        start: start_openssl,
+        start: || started(lictor_openssl::OpensslBackend::new()),
         // Providers belong to the OpenSSL that they were made with: the one inside the binary has none.
         fips: if cfg!(feature = "openssl-vendored") {
             None
@@ -60,6 +65,8 @@ const LINKED: &[Backend] = &[
             Some("let the machine's OpenSSL configuration load its FIPS provider and ask for it")
         },
     },
+    #[cfg(feature = "boring")]
+    Backend { name: "boring", start: || started(lictor_boring::BoringBackend::new()), fips: None },
 ];
 
 /// All there are, linked or not.
@@ -68,18 +75,9 @@ const KNOWN: [&str; 3] = ["rustls", "openssl", "boring"];
 /// The features that bring a library in FIPS mode, for people who ask for one.
 pub(crate) const FIPS_BUILDS: [&str; 2] = ["rustls-fips", "boring-fips"];
 
-#[cfg(feature = "rustls")]
-fn start_rustls() -> Result<Arc<dyn TlsBackend>, String> {
-    lictor_rustls::RustlsBackend::new()
-        .map(|backend| Arc::new(backend) as Arc<dyn TlsBackend>)
-        .map_err(|error| error.to_string())
-}
-
-#[cfg(feature = "openssl")]
-fn start_openssl() -> Result<Arc<dyn TlsBackend>, String> {
-    lictor_openssl::OpensslBackend::new()
-        .map(|backend| Arc::new(backend) as Arc<dyn TlsBackend>)
-        .map_err(|error| error.to_string())
+/// What a library made of its start, in the terms of this file.
+fn started<B: TlsBackend>(backend: Result<B, BuildError>) -> Result<Arc<dyn TlsBackend>, String> {
+    backend.map(|backend| Arc::new(backend) as Arc<dyn TlsBackend>).map_err(|error| error.to_string())
 }
 
 /// The backend called `name`, or the only one.
