@@ -36,12 +36,13 @@ const UNKNOWN: &str = "unknown";
 
 /// What the mesh is met with, but for a certificate.
 pub(crate) fn for_the_mesh(policy: &TlsPolicy) -> Result<SslContextBuilder, BuildError> {
-    /// The lists of the policy name all that is allowed, and the verifier judges every certificate. A level of
-    /// OpenSSL's own would refuse what the other libraries accept.
-    const NO_LEVEL: u32 = 0;
+    /// The lists of the policy name all that is allowed, and the verifier judges every certificate, so a level of
+    /// OpenSSL's own has nothing to add but one thing: below this one OpenSSL takes a handshake signed over SHA-1 in
+    /// TLS 1.2, whatever was offered. Higher ones would refuse what the other libraries accept.
+    const NO_SHA1: u32 = 1;
     let settled = || {
         let mut builder = settle(policy)?;
-        builder.set_security_level(NO_LEVEL);
+        builder.set_security_level(NO_SHA1);
         Ok(builder)
     };
     settled().map_err(refused("policy"))
