@@ -164,7 +164,7 @@ pub fn kept_promises(ours: &Ours) -> Result<(), String> {
 }
 
 /// The name of a suite in the IANA registry, from rustls's name of it.
-fn iana_name(rustls: &str) -> String {
+pub(crate) fn iana_name(rustls: &str) -> String {
     rustls.replacen("TLS13_", "TLS_", 1)
 }
 

@@ -38,6 +38,7 @@ pub mod keys;
 pub mod mutants;
 pub mod pair;
 pub mod paths;
+pub mod policy;
 pub mod records;
 pub mod report;
 pub mod rows;

@@ -7,7 +7,7 @@ use std::{fmt, sync::Arc};
 
 use lictor_core::TlsBackend;
 
-use crate::{Report, agent, bounds, handshake, mutants, paths, seed, session, signatures, verifier};
+use crate::{Report, agent, bounds, handshake, mutants, paths, policy, seed, session, signatures, verifier};
 
 /// A family of rows.
 #[derive(Clone, Copy)]
@@ -79,6 +79,7 @@ list! { $
         |backend, seed| mutants::run(backend.name(), backend.signature_algorithms(), seed);
     "signatures" signatures_are_verified_by_the_list_and_no_other_is:
         |backend, seed| signatures::run(backend.as_ref(), seed);
+    "policy" the_policy_is_on_the_wire_as_it_is_said: |backend, seed| policy::run(backend.as_ref(), seed);
     "handshake" every_row_gets_its_verdict_in_a_handshake:
         |backend, seed| handshake::run(backend.as_ref(), seed);
     "paths" every_row_gets_its_verdict_in_the_data_plane: paths::run;
