@@ -215,6 +215,8 @@ fn only_an_anchor_is_out_of_date(context: &mut X509StoreContextRef) -> bool {
 }
 
 /// Has core judge the peer's whole chain in place of OpenSSL, and requires one of clients.
+///
+/// No names of authorities go along with that: a Go client whose root is not among them would send no certificate.
 #[expect(unsafe_code, reason = "the crate's callback sees one certificate at a time, and after OpenSSL has judged it")]
 fn ask_core(builder: &mut SslContextBuilder, algorithms: &'static SignatureAlgorithms) {
     builder.set_verify(SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT);

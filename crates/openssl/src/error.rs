@@ -127,3 +127,32 @@ fn words(errors: &ErrorStack) -> String {
     let reasons: Vec<&str> = errors.errors().iter().filter_map(|error| error.reason()).collect();
     if reasons.is_empty() { "OpenSSL gives no reason".to_owned() } else { reasons.join(", ") }
 }
+
+#[cfg(test)]
+mod tests {
+    use openssl::x509::X509;
+
+    use super::*;
+
+    #[test]
+    fn what_a_call_leaves_in_the_queue_is_taken_out_of_it() {
+        let errors = X509::from_der(b"none").map(|_| ()).unwrap_err();
+        no_errors_left(|| errors.put());
+        assert_eq!(ErrorStack::get().errors().len(), 0);
+    }
+
+    #[test]
+    fn every_alert_of_a_refusal_has_a_result_of_its_own() {
+        let results = [
+            (RejectReason::Malformed, ffi::X509_V_ERR_CERT_REJECTED),
+            (RejectReason::KeyUsage, ffi::X509_V_ERR_INVALID_PURPOSE),
+            (RejectReason::Expired, ffi::X509_V_ERR_CERT_HAS_EXPIRED),
+            (RejectReason::TrustDomain, ffi::X509_V_ERR_INVALID_EXTENSION),
+            (RejectReason::UnknownIssuer, ffi::X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT_LOCALLY),
+        ];
+        for (reason, result) in results {
+            assert_eq!(refusal(reason), result, "{reason}");
+        }
+        assert!(RejectReason::ALL.iter().all(|reason| refusal(*reason) != ffi::X509_V_OK));
+    }
+}

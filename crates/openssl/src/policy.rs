@@ -20,7 +20,7 @@ use openssl::{
         SslCipher, SslContext, SslContextBuilder, SslMethod, SslMode, SslOptions, SslRef, SslSessionCacheMode,
         SslVersion, cipher_name,
     },
-    stack::{Stack, StackRef},
+    stack::StackRef,
     version::version,
 };
 use openssl_sys as ffi;
@@ -135,8 +135,6 @@ fn settle(policy: &TlsPolicy) -> Result<SslContextBuilder, ErrorStack> {
     builder.set_num_tickets(0)?;
     builder.set_session_cache_mode(SslSessionCacheMode::OFF);
     builder.set_mode(SslMode::ACCEPT_MOVING_WRITE_BUFFER | SslMode::NO_AUTO_CHAIN | SslMode::RELEASE_BUFFERS);
-    // A Go client whose root is not among the names would send no certificate at all.
-    builder.set_client_ca_list(Stack::new()?);
     set_the_rest(&mut builder);
     Ok(builder)
 }

@@ -203,6 +203,20 @@ mod tests {
     }
 
     #[test]
+    fn the_salt_of_pss_is_as_long_as_the_hash() {
+        let key = Key::generate(KeyKind::Rsa2048);
+        let private = PKey::private_key_from_pkcs8(key.pkcs8().unwrap()).unwrap();
+        for (salt, good) in [(32, true), (20, false), (0, false), (48, false)] {
+            let mut signer = Signer::new(MessageDigest::sha256(), &private).unwrap();
+            signer.set_rsa_padding(Padding::PKCS1_PSS).unwrap();
+            signer.set_rsa_pss_saltlen(RsaPssSaltlen::custom(salt)).unwrap();
+            let signature = signer.sign_oneshot_to_vec(MESSAGE).unwrap();
+            let is_good = Openssl::is_good(Scheme::RsaPss(Hash::Sha256), &key_bits(&key), MESSAGE, &signature);
+            assert_eq!(is_good, good, "{salt} bytes of salt");
+        }
+    }
+
+    #[test]
     fn a_point_is_taken_in_one_form_and_on_its_curve() {
         let key = Key::generate(KeyKind::P256);
         let (mut point, signature) = (key_bits(&key), key.sign(MESSAGE, SignatureKind::EcdsaSha256));

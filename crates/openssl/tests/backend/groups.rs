@@ -9,7 +9,7 @@ use std::{
 use lictor_conformance::{
     certs::{Mesh, pem},
     keys::{Key, KeyKind},
-    pair::{Ours, Version, ways},
+    pair::{self, Ours, Version, ways},
     rows::Case,
     verifier::{Side, judge},
 };
@@ -72,6 +72,19 @@ fn the_hybrid_group_comes_first_where_the_library_has_it() {
         client.take(&server.sent());
     }
     assert_eq!(server.established.map(|established| established.facts.group), Some(told.groups[0]));
+}
+
+#[test]
+fn a_server_without_the_hybrid_group_need_not_ask_for_another_share() {
+    let (mesh, backend) = (Mesh::new(3), OpensslBackend::new().unwrap());
+    let (context, case) = twins(&backend, &mesh, KeyKind::P256);
+    // The peer of the suite has the classic groups alone.
+    let settings = pair::PeerSettings::new(case.chain.clone(), case.key.clone(), Version::Tls13);
+    let mut ours = Ours::new(context.as_ref(), judge(&mesh, &case, Side::Outbound), Side::Outbound);
+    let mut peer = pair::Peer::new(&settings, Side::Outbound);
+    pair::talk(&mut ours, &mut peer, usize::MAX);
+    assert_eq!(ours.established.map(|established| established.facts.group), Some("x25519"));
+    assert_eq!(format!("{:?}", peer.connection.handshake_kind()), "Some(Full)");
 }
 
 /// A peer that knows one version and one group.

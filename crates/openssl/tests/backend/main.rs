@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests are not seen as tests")]
 
 mod agent;
+mod bounds;
 mod groups;
 mod keys;
 mod machine;

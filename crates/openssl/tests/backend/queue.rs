@@ -27,10 +27,11 @@ fn no_call_leaves_an_error_for_the_next_one_whatever_it_came_to() {
     }
 }
 
-/// The backend with a look into the queue after each call.
+/// The backend with a look into the queue after each call, and before it, for what the end of a session left there.
 struct Watched<T>(T);
 
 fn watched<R>(call: impl FnOnce() -> R) -> R {
+    nothing_is_left();
     let result = call();
     nothing_is_left();
     result
