@@ -1,13 +1,18 @@
 //! The gate: what must pass before anything lands, and its longer relatives.
 
-use std::fs;
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Command, Stdio},
+};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::{
-    features::LEGAL,
-    setup, tidy,
-    workspace::{cargo, output, step, target},
+    conformance,
+    features::{FeatureSet, Gate, ILLEGAL, LEGAL},
+    setup, symbols, tidy,
+    workspace::{cargo, output, root, step, target},
 };
 
 /// The profile of the binary that the end-to-end tests drive: optimised, with the checks of a debug build.
@@ -18,22 +23,33 @@ pub(crate) fn test() -> Result<()> {
     step("format", &mut cargo(&["fmt", "--all", "--check"]))?;
     tidy::run()?;
     if let Some(deny) = setup::cargo_deny() {
-        let mut check = std::process::Command::new(deny);
-        check.current_dir(crate::workspace::root());
+        let mut check = Command::new(deny);
+        check.current_dir(root());
         // Advisories need a database from the network, which a gate must not depend on.
         step("licences, bans, sources", check.args(["check", "licenses", "bans", "sources"]))?;
     }
     step("lints", &mut cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))?;
-    for set in LEGAL {
-        let features = format!("--features={}", set.features);
-        let arguments = ["clippy", "-p", "lictor", "--all-targets", "--no-default-features", &features, "--locked"];
-        step(&format!("lints of {}", set.name), cargo(&arguments).args(["--", "-D", "warnings"]))?;
+    for set in with(Gate::Full) {
+        lints(set)?;
     }
-    step(
-        "unit, property and conformance tests",
-        &mut cargo(&["test", "--locked", "--workspace", "--exclude", "lictor-integration"]),
-    )?;
-    integration(&[])?;
+    illegal()?;
+    let report = conformance::fresh()?;
+    let mut tests = cargo(&["test", "--locked", "--workspace", "--exclude", "lictor-integration"]);
+    step("unit, property and conformance tests", tests.env(conformance::REPORT, &report))?;
+    conformance::judge(&report)?;
+    // The workspace has tested the binary with its default features.
+    for set in with(Gate::Full).skip(1) {
+        binary_tests(set)?;
+    }
+    for set in LEGAL {
+        link(set)?;
+    }
+    for set in LEGAL.iter().filter(|set| set.gate == Gate::Conformance) {
+        conformance_of(set)?;
+    }
+    for set in with(Gate::Full) {
+        end_to_end(set, &[])?;
+    }
     let mut docs = cargo(&["doc", "--locked", "--no-deps", "--workspace", "--document-private-items"]);
     step("docs", docs.env("RUSTDOCFLAGS", "-D warnings"))?;
     step(
@@ -43,33 +59,61 @@ pub(crate) fn test() -> Result<()> {
     Ok(())
 }
 
-/// The end-to-end tests over the built binary.
-pub(crate) fn integration(arguments: &[String]) -> Result<()> {
-    build_checked()?;
-    let mut tests = cargo(&["test", "--locked", "-p", "lictor-integration"]);
-    tests.env("LICTOR_BIN", target().join(CHECKED).join("lictor"));
-    if !arguments.is_empty() {
-        tests.arg("--").args(arguments);
+/// All that the gate does to a library in full, for the FIPS builds.
+pub(crate) fn fips() -> Result<()> {
+    for set in LEGAL.iter().filter(|set| set.is_fips()) {
+        lints(set)?;
+        for (backend, variant) in set.backends() {
+            let package = format!("lictor-{backend}");
+            let mut tests = cargo(&["test", "--locked", "-p", &package]);
+            step(&format!("tests of {package}, {}", set.name), tests.args(features_of(variant)))?;
+        }
+        binary_tests(set)?;
+        link(set)?;
+        end_to_end(set, &[])?;
     }
-    step("end-to-end tests", &mut tests)
+    Ok(())
+}
+
+/// The end-to-end tests over the built binary of the default features.
+pub(crate) fn integration(arguments: &[String]) -> Result<()> {
+    for set in with(Gate::Full) {
+        build(set, CHECKED)?;
+    }
+    end_to_end(&LEGAL[0], arguments)
 }
 
 /// The drills that need minutes.
 pub(crate) fn drills() -> Result<()> {
-    build_checked()?;
+    let binary = build(&LEGAL[0], CHECKED)?;
     let mut tests =
         cargo(&["test", "--locked", "-p", "lictor-integration", "--", "--ignored", "--nocapture", "--test-threads=1"]);
-    tests.env("LICTOR_BIN", target().join(CHECKED).join("lictor"));
+    tests.env("LICTOR_BIN", binary);
     step("drills", &mut tests)
 }
 
-/// Criterion.
-pub(crate) fn bench(arguments: &[String]) -> Result<()> {
-    let mut bench = cargo(&["bench", "--locked", "-p", "lictor-benches"]);
+/// Criterion, for one TLS library.
+pub(crate) fn bench(backend: &str, arguments: &[String]) -> Result<()> {
+    let features = format!("--features={backend}");
+    let mut bench = cargo(&["bench", "--locked", "-p", "lictor-benches", "--no-default-features", &features]);
     if !arguments.is_empty() {
         bench.arg("--").args(arguments);
     }
-    step("benches", &mut bench)
+    step(&format!("benches of {backend}"), &mut bench)
+}
+
+/// Many handshakes, good and bad, and the memory of the process after them.
+pub(crate) fn soak(handshakes: u64) -> Result<()> {
+    for set in with(Gate::Full) {
+        for (backend, _) in set.backends() {
+            let features = format!("--features={backend}");
+            let count = handshakes.to_string();
+            let mut soak = cargo(&["run", "--release", "--locked", "-p", "lictor-benches", "--bin", "soak"]);
+            soak.args(["--no-default-features", &features, "--", &count]);
+            step(&format!("{handshakes} handshakes of {backend}"), &mut soak)?;
+        }
+    }
+    Ok(())
 }
 
 /// The release binary of each legal feature set.
@@ -77,20 +121,106 @@ pub(crate) fn dist() -> Result<()> {
     let dist = target().join("dist");
     fs::create_dir_all(&dist).with_context(|| format!("cannot create {}", dist.display()))?;
     for set in LEGAL {
-        let features = format!("--features={}", set.features);
-        step(
-            set.name,
-            &mut cargo(&["build", "--release", "--locked", "-p", "lictor", "--no-default-features", &features]),
-        )?;
+        let arguments = ["build", "--release", "--locked", "-p", "lictor", "--no-default-features", &set.argument()];
+        step(set.name, &mut cargo(&arguments))?;
         let packed = dist.join(set.name);
         fs::copy(target().join("release/lictor"), &packed)
             .with_context(|| format!("cannot write {}", packed.display()))?;
-        println!("{}: {}", packed.display(), output(std::process::Command::new(&packed).arg("version"))?.trim());
+        println!("{}: {}", packed.display(), output(Command::new(&packed).arg("version"))?.trim());
     }
     Ok(())
 }
 
-/// Builds the binary alone, so that no test's dependency unifies its features into it.
-fn build_checked() -> Result<()> {
-    step("the binary under test", &mut cargo(&["build", "--locked", "-p", "lictor", "--profile", CHECKED]))
+/// The sets that get at least this much.
+fn with(gate: Gate) -> impl Iterator<Item = &'static FeatureSet> {
+    LEGAL.iter().filter(move |set| set.gate >= gate)
+}
+
+fn lints(set: &FeatureSet) -> Result<()> {
+    let arguments = ["clippy", "-p", "lictor", "--all-targets", "--no-default-features", &set.argument(), "--locked"];
+    step(&format!("lints of {}", set.name), cargo(&arguments).args(["--", "-D", "warnings"]))
+}
+
+fn binary_tests(set: &FeatureSet) -> Result<()> {
+    let arguments = ["test", "--locked", "-p", "lictor", "--no-default-features", &set.argument()];
+    step(&format!("tests of the binary, {}", set.name), &mut cargo(&arguments))
+}
+
+/// Links the binary, looks whose cryptography it carries, and asks it what it thinks of that.
+fn link(set: &FeatureSet) -> Result<()> {
+    let binary = build(set, if set.gate == Gate::Full { CHECKED } else { "dev" })?;
+    symbols::check(set, &binary)?;
+    let report = output(Command::new(&binary).args(["crypto", "--json"]))?;
+    let report: serde_json::Value =
+        serde_json::from_str(&report).with_context(|| format!("{}: lictor crypto is not JSON", set.name))?;
+    let libraries = report["libraries"].as_array().context("lictor crypto lists no libraries")?;
+    let said: Vec<_> = libraries.iter().map(|of| (of["backend"].as_str(), of["fips"]["enabled"].as_bool())).collect();
+    let wanted: Vec<_> = set.backends().map(|(backend, _)| (Some(backend), Some(set.is_fips()))).collect();
+    if said != wanted {
+        bail!("{}: lictor crypto says {said:?} where this set is {wanted:?}", set.name);
+    }
+    Ok(())
+}
+
+/// The conformance suite in a build that is not one of the three main ones.
+fn conformance_of(set: &FeatureSet) -> Result<()> {
+    for (backend, variant) in set.backends() {
+        let package = format!("lictor-{backend}");
+        let mut tests = cargo(&["test", "--locked", "-p", &package, "--test", "conformance"]);
+        step(&format!("conformance of {}", set.name), tests.args(features_of(variant)))?;
+    }
+    Ok(())
+}
+
+/// The end-to-end tests over the binary of one set, with those of the other libraries as its peers.
+fn end_to_end(set: &FeatureSet, arguments: &[String]) -> Result<()> {
+    let mut tests = cargo(&["test", "--locked", "-p", "lictor-integration"]);
+    tests.env("LICTOR_BIN", build(set, CHECKED)?);
+    let others: Vec<String> = with(Gate::Full)
+        .flat_map(|set| set.backends().map(|(backend, _)| format!("{backend}={}", kept(set).display())))
+        .collect();
+    tests.env("LICTOR_BINS", others.join(","));
+    if !arguments.is_empty() {
+        tests.arg("--").args(arguments);
+    }
+    step(&format!("end-to-end tests of {}", set.name), &mut tests)
+}
+
+/// Builds the binary of `set` alone, so that no test's dependency unifies its features into it.
+fn build(set: &FeatureSet, profile: &str) -> Result<PathBuf> {
+    let arguments = ["build", "--locked", "-p", "lictor", "--no-default-features", &set.argument(), "--profile"];
+    step(&format!("the binary {}", set.name), cargo(&arguments).arg(profile))?;
+    // Each set overwrites what cargo calls `lictor`.
+    let made = target().join(if profile == "dev" { "debug" } else { profile }).join("lictor");
+    let kept = kept(set);
+    fs::create_dir_all(target().join("sets")).context("cannot create the folder for the binaries")?;
+    fs::copy(&made, &kept).with_context(|| format!("cannot write {}", kept.display()))?;
+    Ok(kept)
+}
+
+/// Where the binary of `set` is kept.
+fn kept(set: &FeatureSet) -> PathBuf {
+    target().join("sets").join(set.name)
+}
+
+/// Feature sets that make no sense are refused by words for a person.
+fn illegal() -> Result<()> {
+    println!("\n== sets that must not build");
+    for (features, word) in ILLEGAL {
+        let mut check = cargo(&["check", "--locked", "-p", "lictor", "--no-default-features", "--features", features]);
+        let result = check.stdin(Stdio::null()).output().context("cannot run cargo")?;
+        let words = String::from_utf8_lossy(&result.stderr);
+        if result.status.success() {
+            bail!("the feature set {features:?} builds, and must not");
+        }
+        if !words.contains(word) {
+            bail!("the feature set {features:?} does not build, but for no reason that a person understands:\n{words}");
+        }
+        println!("{features}: refused in words");
+    }
+    Ok(())
+}
+
+fn features_of(variant: Option<&str>) -> Vec<String> {
+    variant.map(|variant| vec!["--features".to_owned(), variant.to_owned()]).unwrap_or_default()
 }

@@ -1,11 +1,14 @@
-//! Everything a person does to this repository: `cargo xtask test`, `setup`, `tidy`, `drills`, `bench`, `dist`.
+//! Everything a person does to this repository: `cargo xtask test`, and its relatives by `cargo xtask help`.
 
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a tool that talks to a person at a terminal")]
 
+mod conformance;
 mod features;
 mod gate;
+mod prebuilt;
 mod setup;
+mod symbols;
 mod tidy;
 mod workspace;
 
@@ -25,7 +28,9 @@ struct Arguments {
 enum Task {
     /// Set up what is missing, then run the whole gate: format, lints, tidiness, tests, docs, benches in brief.
     Test,
-    /// Install what the gate needs and the machine lacks, saying what and why.
+    /// Build and test the FIPS builds in full.
+    Fips,
+    /// Install what the gate needs and the machine lacks, saying what and why; compile BoringSSL once.
     Setup,
     /// Check the rules of the house that no compiler checks.
     Tidy,
@@ -35,13 +40,24 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Run the conformance suite over all TLS libraries and print the table row × side × version × library.
+    Conformance,
     /// Run the drills that need minutes: outages in real time, many idle connections, large transfers.
     Drills,
     /// Measure with criterion; arguments after `--` go to criterion.
     Bench {
+        /// The TLS library to measure: rustls, openssl or boring.
+        #[arg(long, default_value = "rustls")]
+        backend: String,
         /// Arguments for criterion: a filter, `--save-baseline NAME`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
+    },
+    /// Many handshakes with each TLS library, failing when the process has grown.
+    Soak {
+        /// How many for each library.
+        #[arg(default_value_t = 1_000_000)]
+        handshakes: u64,
     },
     /// Build the release binary of each legal feature set into `target/dist`.
     Dist,
@@ -50,11 +66,14 @@ enum Task {
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().task {
         Task::Test => setup::run().and_then(|()| gate::test()),
+        Task::Fips => setup::run().and_then(|()| gate::fips()),
         Task::Setup => setup::run(),
         Task::Tidy => tidy::run(),
         Task::Integration { arguments } => gate::integration(&arguments),
+        Task::Conformance => setup::run().and_then(|()| conformance::run()),
         Task::Drills => gate::drills(),
-        Task::Bench { arguments } => gate::bench(&arguments),
+        Task::Bench { backend, arguments } => gate::bench(&backend, &arguments),
+        Task::Soak { handshakes } => gate::soak(handshakes),
         Task::Dist => gate::dist(),
     };
     match outcome {

@@ -91,7 +91,6 @@ fn arrows(breaches: &mut Vec<String>) -> Result<()> {
 /// A binary built for one TLS library carries no other one's cryptography.
 fn cryptography(breaches: &mut Vec<String>) -> Result<()> {
     for set in LEGAL {
-        let features = format!("--features={}", set.features);
         let tree = output(&mut cargo(&[
             "tree",
             "-p",
@@ -99,15 +98,18 @@ fn cryptography(breaches: &mut Vec<String>) -> Result<()> {
             "--locked",
             "--edges=normal",
             "--prefix=none",
-            "--format={p}",
+            "--format={p} {f}",
             "--no-default-features",
-            &features,
+            &set.argument(),
         ]))?;
+        if tree.contains("faults") {
+            breaches.push(format!("the feature set {:?} carries faults that only the tests may turn on", set.features));
+        }
         let names: BTreeSet<&str> = tree.lines().filter_map(|line| line.split(' ').next()).collect();
-        for foreign in CRYPTOGRAPHY.iter().filter(|name| names.contains(**name) && !set.cryptography.contains(name)) {
+        for foreign in CRYPTOGRAPHY.iter().filter(|name| names.contains(**name) && !set.packages.contains(name)) {
             breaches.push(format!("the feature set {:?} carries {foreign}", set.features));
         }
-        for wanted in set.cryptography.iter().filter(|name| !names.contains(**name)) {
+        for wanted in set.packages.iter().filter(|name| !names.contains(**name)) {
             breaches
                 .push(format!("the feature set {:?} does not carry {wanted}: is the table out of date?", set.features));
         }
@@ -228,9 +230,12 @@ fn exists(name: &str, files: &[(String, String)]) -> bool {
     })
 }
 
-/// Whether this line begins `function`, given as `fn name(`.
+/// Whether this line begins `function`, given as `fn name(`, or names it in the list of the conformance suite's families.
 fn is_test(line: &str, function: &str) -> bool {
-    line.trim_start().trim_start_matches("async ").starts_with(function)
+    let line = line.trim_start();
+    let name = function.trim_start_matches("fn ").trim_end_matches('(');
+    let is_family = line.starts_with('"') && line.split(' ').any(|word| word.strip_suffix(':') == Some(name));
+    is_family || line.trim_start_matches("async ").starts_with(function)
 }
 
 #[cfg(test)]
@@ -251,8 +256,15 @@ mod tests {
             file("crates/proxy/src/relay/tests.rs", "#[test]\nfn it_holds() {}"),
             file("crates/core/tests/slot.rs", "    async fn it_waits() {}"),
             file("crates/conformance/src/rows.rs", "\"P16\" \"a row\": Accept"),
+            file("crates/conformance/src/suite.rs", "    \"ends\" it_ends: run;"),
         ];
-        for name in ["proxy::relay::it_holds", "core::slot::it_waits", "P16", "crates/core/tests/slot.rs"] {
+        for name in [
+            "conformance::suite::it_ends",
+            "proxy::relay::it_holds",
+            "core::slot::it_waits",
+            "P16",
+            "crates/core/tests/slot.rs",
+        ] {
             assert!(exists(name, &files), "{name}");
         }
         for name in ["core::relay::it_holds", "core::slot::it_wait", "P17", "crates/core/src/slot.rs", "slot::x"] {

@@ -8,6 +8,8 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
+use crate::prebuilt;
+
 /// The root of the repository.
 pub(crate) fn root() -> PathBuf {
     let mut root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
@@ -20,8 +22,15 @@ pub(crate) fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
-/// A cargo command in the repository.
+/// A cargo command in the repository, which finds what [`prebuilt`] has made.
 pub(crate) fn cargo(arguments: &[&str]) -> Command {
+    let mut command = plain_cargo(arguments);
+    command.envs(prebuilt::environment().iter().map(|(name, value)| (name, value)));
+    command
+}
+
+/// A cargo command in the repository.
+pub(crate) fn plain_cargo(arguments: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root()).args(arguments);
     command
