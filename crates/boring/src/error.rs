@@ -67,6 +67,10 @@ pub(crate) fn stop(ssl: &SslRef, error: &Error) -> Stop {
 
 /// A failed session in the words of the trait, by the first reason in it that says something.
 fn session_error(ssl: &SslRef, errors: &ErrorStack) -> SessionError {
+    // A key of a kind that it does not know it meets in a leaf alone.
+    if reasons(errors, ffi::ERR_LIB_EVP).any(|reason| reason == ffi::EVP_R_UNSUPPORTED_ALGORITHM) {
+        return SessionError::Rejected(RejectReason::UnsupportedAlgorithm);
+    }
     for reason in reasons(errors, ffi::ERR_LIB_SSL) {
         match reason {
             alert @ ALERTS..=1255 => return SessionError::PeerAlert(u8::try_from(alert - ALERTS).unwrap_or(u8::MAX)),
@@ -77,6 +81,10 @@ fn session_error(ssl: &SslRef, errors: &ErrorStack) -> SessionError {
             ffi::SSL_R_CERTIFICATE_VERIFY_FAILED if ssl.ssl_context().has_x509_support() => {
                 return certificate_error(ssl);
             }
+            // What BoringSSL reads of a leaf before it asks for a verdict, which would be the same.
+            ffi::SSL_R_CANNOT_PARSE_LEAF_CERT => return SessionError::Rejected(RejectReason::Malformed),
+            ffi::SSL_R_KEY_USAGE_BIT_INCORRECT => return SessionError::Rejected(RejectReason::KeyUsage),
+            ffi::SSL_R_BAD_ECC_CERT => return SessionError::Rejected(RejectReason::UnsupportedAlgorithm),
             ffi::SSL_R_INAPPROPRIATE_FALLBACK
             | ffi::SSL_R_NO_COMMON_SIGNATURE_ALGORITHMS
             | ffi::SSL_R_NO_SHARED_CIPHER

@@ -122,6 +122,9 @@ fn refused(ours: &Ours, peer: &Peer, reason: RejectReason) -> Result<String, Str
     match &ours.failed {
         Some(SessionError::Rejected(seen)) if *seen == reason => match peer.alert {
             Some(alert) if alert == reason.alert() => Ok(format!("{reason}, alert {alert}")),
+            Some(alert) if said_by_library(reason, alert) => {
+                Ok(format!("{reason}, said by the library, alert {alert}"))
+            }
             other => Err(format!("{reason}, alert {other:?} instead of {}: {:?}", reason.alert(), peer.error)),
         },
         Some(error) if library_may_be_first(reason) && error.reject_reason() == Some(RejectReason::BadMessage) => {
@@ -139,6 +142,11 @@ pub(crate) fn library_may_be_first(reason: RejectReason) -> bool {
         reason,
         R::Malformed | R::UnsupportedAlgorithm | R::ChainTooLarge | R::KeyUsage | R::CaAsLeaf | R::BadSerial
     )
+}
+
+/// Whether an alert is one with which a library refuses such a message: illegal_parameter or decode_error.
+pub(crate) fn said_by_library(reason: RejectReason, alert: u8) -> bool {
+    library_may_be_first(reason) && matches!(alert, 47 | 50)
 }
 
 /// Checks that neither an identity nor a byte of data left our session.

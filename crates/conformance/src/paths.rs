@@ -32,7 +32,7 @@ use tokio::{
 
 use crate::{
     certs::Mesh,
-    handshake::{library_may_be_first, misbehaving},
+    handshake::{library_may_be_first, misbehaving, said_by_library},
     pair::{Peer, PeerSettings, Version, our_leaf, ways},
     report::Report,
     rows::{Build, Case, Row, Want, rows},
@@ -357,7 +357,9 @@ async fn counted(
 fn alerted(peer: &Peer, reason: RejectReason, counted: &str, row: &Row) -> Result<String, String> {
     let ours = counted == reason.name() && matches!(row.build, Build::Chain(_));
     match peer.alert {
-        Some(alert) if !ours || alert == reason.alert() => Ok(format!("{counted}, alert {alert}")),
+        Some(alert) if !ours || alert == reason.alert() || said_by_library(reason, alert) => {
+            Ok(format!("{counted}, alert {alert}"))
+        }
         None if !ours => Ok(format!("{counted}, no alert")),
         other => Err(format!("{counted}, alert {other:?}: {:?}", peer.error)),
     }
