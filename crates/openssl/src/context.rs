@@ -78,7 +78,7 @@ impl Agent {
     pub(crate) fn build(settings: &AgentTls) -> Result<Self, BuildError> {
         let mut builder = policy::for_the_agent()?;
         if let Some((chain, key)) = &settings.client {
-            certified_key(chain, key)?.serve(&mut builder)?;
+            CertifiedKey::load(chain, key)?.serve(&mut builder)?;
         }
         match settings.verification {
             AgentVerification::Full => trust(&mut builder, &settings.roots)?,
@@ -119,28 +119,34 @@ pub(crate) struct CertifiedKey {
     key: PKey<Private>,
 }
 
-/// A chain with its key, once it is sure that they belong together.
+/// A chain with its key for the mesh, once it is sure that they belong together.
 pub(crate) fn certified_key(
     chain: &[CertificateDer<'static>],
     key: &PrivateKeyDer<'static>,
 ) -> Result<CertifiedKey, BuildError> {
-    let chain: Vec<X509> = chain
-        .iter()
-        .map(|certificate| X509::from_der(certificate))
-        .collect::<Result<_, _>>()
-        .map_err(refused("certificate"))?;
-    let key = private_key(key).map_err(refused("key"))?;
-    if !is_of_a_known_kind(&key) {
-        let why = format!("it is neither on P-256, P-384 or P-521 nor RSA of {RSA_BITS:?} bits");
-        return Err(BuildError::Refused { what: "key", why });
+    let own = CertifiedKey::load(chain, key)?;
+    if is_of_the_mesh(&own.key) {
+        return Ok(own);
     }
-    let Some(leaf) = chain.first() else {
-        return Err(BuildError::Refused { what: "certificate", why: "there is none".to_owned() });
-    };
-    if is_the_key_of(&key, leaf) { Ok(CertifiedKey { chain, key }) } else { Err(BuildError::KeyMismatch) }
+    let why = format!("it is neither on P-256, P-384 or P-521 nor RSA of {RSA_BITS:?} bits");
+    Err(BuildError::Refused { what: "key", why })
 }
 
 impl CertifiedKey {
+    fn load(chain: &[CertificateDer<'static>], key: &PrivateKeyDer<'static>) -> Result<Self, BuildError> {
+        let chain: Vec<X509> = chain
+            .iter()
+            .map(|certificate| X509::from_der(certificate))
+            .collect::<Result<_, _>>()
+            .map_err(refused("certificate"))?;
+        let key = private_key(key).map_err(refused("key"))?;
+        match chain.first() {
+            Some(leaf) if is_the_key_of(&key, leaf) => Ok(Self { chain, key }),
+            Some(_) => Err(BuildError::KeyMismatch),
+            None => Err(BuildError::Refused { what: "certificate", why: "there is none".to_owned() }),
+        }
+    }
+
     /// Puts both into a context.
     fn serve(&self, builder: &mut SslContextBuilder) -> Result<(), BuildError> {
         if let Some((leaf, others)) = self.chain.split_first() {
@@ -161,8 +167,8 @@ fn private_key(key: &PrivateKeyDer<'_>) -> Result<PKey<Private>, ErrorStack> {
     }
 }
 
-/// Whether peers have a signature scheme for it, and our own verifier would take it.
-fn is_of_a_known_kind(key: &PKey<Private>) -> bool {
+/// Whether the policy has a signature scheme for it.
+fn is_of_the_mesh(key: &PKey<Private>) -> bool {
     match key.id() {
         Id::RSA => RSA_BITS.contains(&i32::try_from(key.bits()).unwrap_or(i32::MAX)),
         Id::EC => key.ec_key().is_ok_and(|key| {
@@ -174,11 +180,16 @@ fn is_of_a_known_kind(key: &PKey<Private>) -> bool {
 
 /// Whether what `key` signs verifies under the certificate: the public half that a key's file holds proves nothing.
 fn is_the_key_of(key: &PKey<Private>, leaf: &X509Ref) -> bool {
-    let (hash, message) = (MessageDigest::sha256(), b"whose key is this?");
+    let message = b"whose key is this?";
     let proven = || -> Result<bool, ErrorStack> {
-        let signature = Signer::new(hash, key)?.sign_oneshot_to_vec(message)?;
         let public = leaf.public_key()?;
-        Verifier::new(hash, &public)?.verify_oneshot(&signature, message)
+        let (mut signer, mut verifier) = if key.id() == Id::ED25519 {
+            (Signer::new_without_digest(key)?, Verifier::new_without_digest(&public)?)
+        } else {
+            let hash = MessageDigest::sha256();
+            (Signer::new(hash, key)?, Verifier::new(hash, &public)?)
+        };
+        verifier.verify_oneshot(&signer.sign_oneshot_to_vec(message)?, message)
     };
     proven().unwrap_or(false)
 }

@@ -15,7 +15,7 @@ use lictor_core::{
 use lictor_openssl::OpensslBackend;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
-use crate::queue::nothing_is_left;
+use crate::{keys::pkcs8, queue::nothing_is_left};
 
 const NAMES: [&str; 2] = ["server.dc1.consul", "127.0.0.1"];
 
@@ -31,9 +31,13 @@ fn settings(root: &Authority) -> AgentTls {
 
 /// Our certificate, so that the peer, which asks for one, has nothing to object.
 fn operator(mesh: &Mesh) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
-    let key = Key::generate(KeyKind::P256);
+    operator_with(mesh, KeyKind::P256)
+}
+
+fn operator_with(mesh: &Mesh, kind: KeyKind) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+    let key = Key::generate(kind);
     let certificate = mesh.root.issue(&mesh.leaf_of("operator"), &key);
-    (vec![certificate], PrivatePkcs8KeyDer::from(key.pkcs8().unwrap().to_vec()).into())
+    (vec![certificate], PrivatePkcs8KeyDer::from(pkcs8(&key)).into())
 }
 
 struct Client {
@@ -192,16 +196,28 @@ fn an_anchor_need_be_neither_a_root_nor_in_date() {
 }
 
 #[test]
-fn an_agent_may_have_any_key_of_today() {
+fn an_agent_and_its_operator_may_have_any_key_of_today() {
     let mesh = Mesh::new(5);
     for kind in [KeyKind::P384, KeyKind::P521, KeyKind::Rsa2048, KeyKind::Ed25519] {
         for version in Version::BOTH {
             let key = Key::generate(kind);
-            let settings = AgentTls { client: Some(operator(&mesh)), ..settings(&mesh.root) };
+            let settings = AgentTls { client: Some(operator_with(&mesh, kind)), ..settings(&mesh.root) };
             let chain = vec![mesh.root.issue(&agent(&mesh), &key)];
             let (client, _) = meet(&settings, NAMES[0], chain, key, version);
             assert_eq!((&client.error, client.done), (&None, true), "{kind:?} {version:?}");
         }
+    }
+}
+
+#[test]
+fn a_certificate_of_ours_with_the_key_of_another_is_refused() {
+    let mesh = Mesh::new(10);
+    let (chain, _) = operator(&mesh);
+    for kind in [KeyKind::P256, KeyKind::Ed25519, KeyKind::Rsa2048] {
+        let client = Some((chain.clone(), operator_with(&mesh, kind).1));
+        let refused = OpensslBackend::new().unwrap().agent_context(&AgentTls { client, ..settings(&mesh.root) });
+        assert_eq!(refused.err(), Some(BuildError::KeyMismatch));
+        nothing_is_left();
     }
 }
 
