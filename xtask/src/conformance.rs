@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
-use crate::workspace::{cargo, step, target};
+use crate::workspace::{cargo, output, step, target};
 
 /// The variable by which the suite is told where to write.
 pub(crate) const REPORT: &str = "LICTOR_CONFORMANCE_REPORT";
@@ -66,6 +66,19 @@ pub(crate) fn fresh() -> Result<PathBuf> {
     let file = target().join("conformance.jsonl");
     fs::write(&file, "").with_context(|| format!("cannot write {}", file.display()))?;
     Ok(file)
+}
+
+/// Builds the suite over `backend` and says where its program is.
+pub(crate) fn executable(backend: &str) -> Result<PathBuf> {
+    let package = format!("lictor-{backend}");
+    let arguments = ["test", "--locked", "-p", &package, "--test", "conformance", "--no-run", "--message-format=json"];
+    let messages = output(&mut cargo(&arguments))?;
+    let mut executables = messages.lines().filter_map(|line| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        let is_suite = message["target"]["name"] == "conformance" && message["profile"]["test"] == true;
+        if is_suite { message["executable"].as_str().map(PathBuf::from) } else { None }
+    });
+    executables.next_back().with_context(|| format!("cargo names no test program for {package}"))
 }
 
 /// Judges the lines that a run left, without printing the table.

@@ -28,6 +28,8 @@ struct Arguments {
 enum Task {
     /// Set up what is missing, then run the whole gate: format, lints, tidiness, tests, docs, benches in brief.
     Test,
+    /// Link the binary of every legal feature set and look whose cryptography it carries.
+    Sets,
     /// Build and test the FIPS builds in full.
     Fips,
     /// Install what the gate needs and the machine lacks, saying what and why; compile BoringSSL once.
@@ -53,6 +55,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Run the conformance suite of the backends on C libraries under valgrind.
+    Sanitize,
     /// Many handshakes with each TLS library, failing when the process has grown.
     Soak {
         /// How many for each library.
@@ -66,6 +70,7 @@ enum Task {
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().task {
         Task::Test => setup::run().and_then(|()| gate::test()),
+        Task::Sets => setup::run().and_then(|()| gate::sets()),
         Task::Fips => setup::run().and_then(|()| gate::fips()),
         Task::Setup => setup::run(),
         Task::Tidy => tidy::run(),
@@ -73,6 +78,7 @@ fn main() -> ExitCode {
         Task::Conformance => setup::run().and_then(|()| conformance::run()),
         Task::Drills => gate::drills(),
         Task::Bench { backend, arguments } => gate::bench(&backend, &arguments),
+        Task::Sanitize => gate::sanitize(),
         Task::Soak { handshakes } => gate::soak(handshakes),
         Task::Dist => gate::dist(),
     };
