@@ -23,12 +23,16 @@ use crate::{
 /// [`Failure`] when it cannot start.
 pub(crate) fn run(flags: &AgentFlags) -> Result<Exit, Failure> {
     let _logging = Logging::start(Log::default());
+    let (tls, warnings) = Tls::resolve(&flags.settings, &Environment::of_process())?;
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .map_err(|error| Failure::new(Exit::Failed, format!("the runtime could not be made: {error}")))?;
-    let (backend, _) = crypto::start(&Tls::resolve(&flags.settings, &Environment::of_process())?)?;
+    let (backend, _) = crypto::start(&tls)?;
     runtime.block_on(async {
         let mut signals = Signals::listen().map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
         let options = Options {

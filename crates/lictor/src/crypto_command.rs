@@ -16,8 +16,11 @@ use crate::{
 /// [`Failure`] when the settings are wrong or a library does not start; with [`Exit::NoFips`], after the facts, when
 /// FIPS is required and absent.
 pub(crate) fn run(flags: &CryptoFlags) -> Result<Exit, Failure> {
-    let Candidates { backends, policy, require_fips } =
+    let Candidates { backends, policy, require_fips, warnings } =
         Candidates::resolve(flags.config.as_deref(), &flags.settings, &Environment::of_process())?;
+    for warning in &warnings {
+        output::note(warning);
+    }
     let mut libraries = Vec::new();
     for backend in backends {
         libraries.push(backend.start()?.crypto(&policy));

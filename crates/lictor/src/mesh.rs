@@ -90,6 +90,12 @@ impl Process {
         Arc::clone(&self.backend)
     }
 
+    /// What the TLS library is and does.
+    #[cfg(feature = "dev")]
+    pub(crate) fn crypto(&self) -> &Crypto {
+        &self.crypto
+    }
+
     /// Runs `work` on the control threads.
     pub(crate) fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
         match &self.control {

@@ -14,5 +14,10 @@ pub(crate) fn line(line: &dyn fmt::Display) {
 
 /// Prints the reason why the process ends to standard error.
 pub(crate) fn failure(failure: &dyn fmt::Display) {
-    let _ = writeln!(std::io::stderr().lock(), "lictor: {failure}");
+    note(failure);
+}
+
+/// Prints what a person should know to standard error, for commands without a log.
+pub(crate) fn note(note: &dyn fmt::Display) {
+    let _ = writeln!(std::io::stderr().lock(), "lictor: {note}");
 }

@@ -404,7 +404,7 @@ fn flag_layer(flags: &ProxyFlags) -> Result<Layer, Failure> {
 
 /// Flags with a key of their own as a layer.
 fn settings_layer(settings: &[Setting]) -> Result<Layer, Failure> {
-    Layer::texts("flags", values_of(settings)).map_err(Failure::usage)
+    Layer::texts("flags", values_of(settings)).map_err(|problem| Failure::new(Exit::Usage, problem.to_string()))
 }
 
 fn values_of(settings: &[Setting]) -> Vec<(String, Vec<String>, Value)> {

@@ -9,6 +9,7 @@ mod services;
 use std::{sync::Arc, time::Duration};
 
 use lictor_agent::{Handle, Options};
+use lictor_core::Crypto;
 use serde_json::json;
 use tokio::net::TcpListener;
 
@@ -46,7 +47,11 @@ pub(crate) fn run(flags: DevFlags) -> Result<Exit, Failure> {
         _ => Failure::new(Exit::Failed, error.to_string()),
     })?;
     // One process for all: the settings of the first sidecar say how many threads carry data.
-    let process = Process::start(&settings(ports, "web", &flags)?, &logging)?;
+    let settings = settings(ports, "web", &flags)?;
+    for warning in &settings.warnings {
+        tracing::warn!("{warning}");
+    }
+    let process = Process::start(&settings, &logging)?;
     process.block_on(serve(&process, ports, flags))
 }
 
@@ -93,9 +98,9 @@ async fn serve(process: &Process, ports: Ports, flags: DevFlags) -> Result<Exit,
     };
     if !stopped {
         if flags.json {
-            output::line(&as_json(ports, &agent.handle()));
+            output::line(&as_json(ports, &agent.handle(), process.crypto()));
         } else {
-            output::line(&guide(ports));
+            output::line(&guide(ports, process.crypto()));
         }
         signals.stop().await;
     }
@@ -164,12 +169,13 @@ fn settings(ports: Ports, name: &str, flags: &DevFlags) -> Result<Settings, Fail
     Settings::resolve(&flags, &Environment::of_process().only_tls())
 }
 
-fn as_json(ports: Ports, agent: &Handle) -> serde_json::Value {
+fn as_json(ports: Ports, agent: &Handle, crypto: &Crypto) -> serde_json::Value {
     json!({
         "ready": true,
         "agent": format!("http://{}", ports.agent),
         "control": format!("http://{}", ports.control),
         "trust_domain": agent.trust_domain(),
+        "tls": crypto.library,
         "web": format!("http://{}", ports.web),
         "api": format!("http://{}", ports.api),
         "upstream": format!("http://{}", ports.upstream),
@@ -178,11 +184,12 @@ fn as_json(ports: Ports, agent: &Handle) -> serde_json::Value {
     })
 }
 
-fn guide(ports: Ports) -> String {
+fn guide(ports: Ports, crypto: &Crypto) -> String {
     let Ports { agent, control, web, api, upstream, web_sidecar, api_sidecar, web_admin, api_admin } = ports;
+    let library = &crypto.library;
     format!(
         "\
-A mesh of two services runs on this machine, all on loopback.
+A mesh of two services runs on this machine, all on loopback, with TLS by {library}.
 
   web            http://{web}   calls api at http://{upstream}, a port of its sidecar
   sidecar of web {web_sidecar}          admin http://{web_admin}
@@ -204,9 +211,10 @@ Try, in another terminal:
      curl -X POST http://{control}/lictor/control/rotate-root
      curl http://{api_admin}/certs
 
-  4. See who is and was connected to api, and what the sidecar counts.
+  4. See who is and was connected to api, what the sidecar counts, and what its TLS library does.
      curl http://{api_admin}/connections
      curl http://{api_admin}/metrics
+     curl http://{api_admin}/crypto
 
   5. Go round the sidecar: without a certificate of the mesh nobody gets in.
      curl -k https://{api_sidecar}/

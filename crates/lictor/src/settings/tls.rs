@@ -26,16 +26,17 @@ pub(crate) struct Tls {
 }
 
 impl Tls {
-    /// What flags and variables say, for commands that have no file.
+    /// What flags and variables say, for commands that have no file; and what of the variables is no key.
     ///
     /// # Errors
     /// [`Failure`] with the exit code of usage or of configuration, also when several libraries are linked and none
     /// is named.
     #[cfg(feature = "dev")]
-    pub(crate) fn resolve(flags: &[Setting], environment: &Environment) -> Result<Self, Failure> {
-        let layers = layers(None, flags, environment)?;
+    pub(crate) fn resolve(flags: &[Setting], environment: &Environment) -> Result<(Self, Vec<String>), Failure> {
+        let (layers, warnings) = layers(None, flags, environment)?;
         let written = config::merge(&layers)?.tls;
-        Self::of(&written).map_err(|problem| config::locate(&layers, problem).into())
+        let tls = Self::of(&written).map_err(|problem| config::locate(&layers, problem))?;
+        Ok((tls, warnings))
     }
 
     pub(super) fn of(written: &schema::Tls) -> Result<Self, Problem> {
@@ -51,13 +52,15 @@ pub(crate) struct Candidates {
     pub(crate) backends: Vec<&'static Backend>,
     pub(crate) policy: TlsPolicy,
     pub(crate) require_fips: bool,
+    /// What of the variables is no key.
+    pub(crate) warnings: Vec<String>,
 }
 
 impl Candidates {
     /// # Errors
     /// [`Failure`] with the exit code of usage or of configuration.
     pub(crate) fn resolve(file: Option<&Path>, flags: &[Setting], environment: &Environment) -> Result<Self, Failure> {
-        let layers = layers(file, flags, environment)?;
+        let (layers, warnings) = layers(file, flags, environment)?;
         let written = config::merge(&layers)?.tls;
         let backends = match &written.backend {
             None => backends::linked().iter().collect(),
@@ -65,7 +68,7 @@ impl Candidates {
                 vec![backends::choose(Some(name)).map_err(|problem| config::locate(&layers, problem))?]
             }
         };
-        Ok(Self { backends, policy: policy(&written), require_fips: require_fips(&written) })
+        Ok(Self { backends, policy: policy(&written), require_fips: require_fips(&written), warnings })
     }
 }
 
@@ -80,12 +83,17 @@ fn require_fips(written: &schema::Tls) -> bool {
     written.require_fips.is_some_and(|switch| switch.0)
 }
 
-fn layers(file: Option<&Path>, flags: &[Setting], environment: &Environment) -> Result<Vec<Layer>, Failure> {
+fn layers(
+    file: Option<&Path>,
+    flags: &[Setting],
+    environment: &Environment,
+) -> Result<(Vec<Layer>, Vec<String>), Failure> {
     let mut layers = Vec::new();
     if let Some(path) = file {
         layers.push(Layer::file(path)?);
     }
-    layers.push(environment.only_tls().own()?.0);
+    let (own, warnings) = environment.only_tls().own()?;
+    layers.push(own);
     layers.push(super::settings_layer(flags)?);
-    Ok(layers)
+    Ok((layers, warnings))
 }

@@ -97,6 +97,17 @@ fn the_policy_that_is_shown_is_that_of_file_variables_and_flags() {
 }
 
 #[test]
+fn a_variable_about_tls_that_is_no_key_is_told() {
+    let mut command = bare("crypto");
+    command.env("LICTOR_TLS__REQUIRE_FIBS", "true").env("LICTOR_DRAIN__TIMOUT", "1s");
+    let (code, _, stderr) = ended(command);
+    assert_eq!(code, Some(0), "{stderr}");
+    let told =
+        "lictor: LICTOR_TLS__REQUIRE_FIBS: tls.require_fibs: there is no such key; did you mean \"require_fips\"?\n";
+    assert_eq!(stderr, told, "only what is about TLS is read here");
+}
+
+#[test]
 fn a_library_that_is_not_linked_ends_every_command_with_3_and_the_list_of_those_that_are() {
     let folder = tempfile::tempdir().expect("a folder");
     let (name, linked) = (not_linked(), linked().join(", "));
