@@ -8,7 +8,7 @@ use rustls_pki_types::CertificateDer;
 use super::{Scene, Stage};
 use crate::{
     certs::{Extension, id},
-    handshake::{kept_promises, nothing_left},
+    handshake::{kept_promises, nothing_left, said_by_library},
     keys::{Key, KeyKind},
     pair::{Ours, Peer, PeerSettings, Version, ways},
     report::Report,
@@ -113,11 +113,14 @@ fn crumbs(stage: &Stage, side: Side, version: Version) -> Scene {
     let (ours, peer, taken) = fed(stage, side, &settings);
     kept_promises(&ours)?;
     nothing_left(&ours)?;
-    match &ours.failed {
-        Some(SessionError::Rejected(RejectReason::ChainTooLarge)) if peer.alert == Some(42) => {
-            Ok(format!("chain_too_large, alert 42, after {taken} bytes"))
+    let wanted = RejectReason::ChainTooLarge;
+    match (&ours.failed, peer.alert) {
+        (Some(SessionError::Rejected(reason)), Some(alert))
+            if *reason == wanted && (alert == wanted.alert() || said_by_library(wanted, alert)) =>
+        {
+            Ok(format!("{wanted}, alert {alert}, after {taken} bytes"))
         }
-        Some(error) if error.reject_reason() == Some(RejectReason::BadMessage) => Ok(error.to_string()),
-        other => Err(format!("{other:?}, alert {:?}", peer.alert)),
+        (Some(error), _) if error.reject_reason() == Some(RejectReason::BadMessage) => Ok(error.to_string()),
+        other => Err(format!("{other:?}")),
     }
 }
