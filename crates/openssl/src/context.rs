@@ -5,7 +5,8 @@ use std::{cell::Cell, net::IpAddr, ptr, slice};
 use libc::{c_int, c_void};
 use lictor_core::{
     AgentContext, AgentSession, AgentTls, Leaf, MeshContext, MeshSession, SessionError, SignatureAlgorithms, TlsPolicy,
-    engine, judgement,
+    engine::{self, Stop},
+    judgement,
     tls::{AgentVerification, BuildError},
     verify::MAX_CHAIN_CERTIFICATES,
 };
@@ -30,7 +31,7 @@ use crate::{
     error::{no_errors_left, refusal, refused},
     policy,
     session::Session,
-    signature::RSA_BITS,
+    signature::{self, RSA_BITS},
 };
 
 /// How we meet other services of the mesh, in both roles.
@@ -248,7 +249,7 @@ fn ask_core(builder: &mut SslContextBuilder, algorithms: &'static SignatureAlgor
 unsafe extern "C" fn judge(context: *mut ffi::X509_STORE_CTX, algorithms: *mut c_void) -> c_int {
     // SAFETY: the caller's promise.
     let algorithms = unsafe { &*algorithms.cast_const().cast::<SignatureAlgorithms>() };
-    let verdict = no_errors_left(|| judgement::decide(&kept_certificates(), algorithms));
+    let verdict = no_errors_left(|| judgement::decide(&kept_certificates().unwrap_or_default(), algorithms));
     // SAFETY: the caller's promise.
     unsafe { ffi::X509_STORE_CTX_set_error(context, verdict.map_or_else(refusal, |()| ffi::X509_V_OK)) };
     c_int::from(verdict.is_ok())
@@ -261,11 +262,17 @@ thread_local! {
 }
 
 /// Runs a call of a handshake, and keeps nothing of its certificates for any other.
-pub(crate) fn forget_certificates<R>(call: impl FnOnce() -> R) -> R {
+pub(crate) fn handshaking<R>(call: impl FnOnce() -> Result<R, Stop>) -> Result<R, Stop> {
     KEPT.set(None);
     let result = call();
-    KEPT.set(None);
-    result
+    match (result, kept_certificates()) {
+        // OpenSSL could not read them, so it has not asked. What core says of them is the reason on all libraries.
+        (Err(Stop::Failed(error)), Some(chain)) => {
+            let verdict = judgement::decide(&chain, signature::algorithms());
+            Err(Stop::Failed(verdict.map_or_else(SessionError::Rejected, |()| error)))
+        }
+        (result, _) => result,
+    }
 }
 
 /// What OpenSSL shows each message to, whole and opened, before it looks at it.
@@ -296,8 +303,8 @@ unsafe extern "C" fn keep_certificates(
 }
 
 /// The certificates of the peer, exactly as they were sent, as far as the verifier looks.
-fn kept_certificates() -> Vec<CertificateDer<'static>> {
-    KEPT.take().and_then(|(version, message)| certificates(version, &message)).unwrap_or_default()
+fn kept_certificates() -> Option<Vec<CertificateDer<'static>>> {
+    KEPT.take().map(|(version, message)| certificates(version, &message).unwrap_or_default())
 }
 
 /// The list of a Certificate message (RFC 5246, section 7.4.2; RFC 8446, section 4.4.2).
@@ -431,11 +438,16 @@ mod tests {
     #[test]
     fn certificates_are_kept_for_one_call_alone() {
         let keep = || KEPT.set(Some((ffi::TLS1_2_VERSION, message(ffi::TLS1_2_VERSION, &[(vec![1], 0)]))));
+        let kept = || kept_certificates().map(|chain| chain.len());
         keep();
-        assert_eq!(forget_certificates(kept_certificates).len(), 0, "of a call before");
-        forget_certificates(keep);
-        assert_eq!(kept_certificates().len(), 0, "of the call that is over");
+        assert_eq!(handshaking(|| Ok(kept())).unwrap(), None, "of a call before");
+        handshaking(|| {
+            keep();
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(kept(), None, "of the call that is over");
         keep();
-        assert_eq!((kept_certificates().len(), kept_certificates().len()), (1, 0), "once");
+        assert_eq!((kept(), kept()), (Some(1), None), "once");
     }
 }

@@ -10,7 +10,7 @@ use openssl::{
 };
 
 use crate::{
-    context::forget_certificates,
+    context::handshaking,
     error::{internal, no_errors_left, stop},
     policy,
 };
@@ -63,7 +63,7 @@ impl Engine for Session {
     }
 
     fn handshake(&mut self) -> Result<(), Stop> {
-        forget_certificates(|| self.call(SslStream::do_handshake))
+        handshaking(|| self.call(SslStream::do_handshake))
     }
 
     fn read(&mut self, into: &mut [u8]) -> Result<usize, Stop> {
