@@ -7,3 +7,4 @@ mod agent;
 mod fips;
 mod keys;
 mod queue;
+mod reasons;
