@@ -1,9 +1,9 @@
 //! BoringSSL keeps a queue of errors for each thread, and asks it what the last call has come to. What one call leaves
 //! there is the failure of the next, on whatever connection: so none may leave anything.
 
-use std::sync::Arc;
+use std::{panic::catch_unwind, sync::Arc};
 
-use boring::error::ErrorStack;
+use boring::{error::ErrorStack, rsa::Rsa};
 use lictor_boring::BoringBackend;
 use lictor_conformance::{seed, suite};
 use lictor_core::{
@@ -26,6 +26,13 @@ fn no_call_leaves_an_error_for_the_next_one_whatever_it_came_to() {
     for family in suite::families().iter().filter(|family| about_sessions.contains(&family.name)) {
         family.run(&backend, seed()).conclude();
     }
+}
+
+#[test]
+fn what_is_left_is_seen() {
+    Rsa::public_key_from_der_pkcs1(&[1, 2, 3]).unwrap_err().put();
+    assert!(catch_unwind(nothing_is_left).is_err());
+    nothing_is_left();
 }
 
 /// The backend with a look into the queue after each call.
