@@ -78,7 +78,7 @@ impl Agent {
     pub(crate) fn build(settings: &AgentTls) -> Result<Self, BuildError> {
         let mut builder = policy::for_the_agent()?;
         if let Some((chain, key)) = &settings.client {
-            certified_key(chain, key)?.serve(&mut builder)?;
+            CertifiedKey::load(chain, key)?.serve(&mut builder)?;
         }
         match settings.verification {
             AgentVerification::Full => trust(&mut builder, &settings.roots)?,
@@ -119,29 +119,34 @@ pub(crate) struct CertifiedKey {
     key: PKey<Private>,
 }
 
-/// A chain with its key, once it is sure that they belong together.
+/// A chain with its key for the mesh, once it is sure that they belong together.
 pub(crate) fn certified_key(
     chain: &[CertificateDer<'static>],
     key: &PrivateKeyDer<'static>,
 ) -> Result<CertifiedKey, BuildError> {
-    let chain: Vec<Bytes> = chain
-        .iter()
-        .map(|certificate| Bytes::copied(certificate))
-        .collect::<Result<_, _>>()
-        .map_err(refused("certificate"))?;
-    let key = private_key(key).map_err(refused("key"))?;
-    if !is_of_a_known_kind(&key) {
-        let why = format!("it is neither on a curve that is signed with here nor RSA of {RSA_BITS:?} bits");
-        return Err(BuildError::Refused { what: "key", why });
+    let own = CertifiedKey::load(chain, key)?;
+    if is_of_the_mesh(&own.key) {
+        return Ok(own);
     }
-    let certified = CertifiedKey { chain, key };
-    // BoringSSL compares the public halves, and has checked that of the key when it read it.
-    let mut builder = SslContext::builder(policy::certificates_as_bytes()).map_err(refused("certificate"))?;
-    certified.serve(&mut builder)?;
-    Ok(certified)
+    let curves = if fips::enabled() { "P-256 or P-384" } else { "P-256, P-384 or P-521" };
+    let why = format!("it is neither on {curves} nor RSA of {RSA_BITS:?} bits");
+    Err(BuildError::Refused { what: "key", why })
 }
 
 impl CertifiedKey {
+    fn load(chain: &[CertificateDer<'static>], key: &PrivateKeyDer<'static>) -> Result<Self, BuildError> {
+        let chain: Vec<Bytes> = chain
+            .iter()
+            .map(|certificate| Bytes::copied(certificate))
+            .collect::<Result<_, _>>()
+            .map_err(refused("certificate"))?;
+        let own = Self { chain, key: private_key(key).map_err(refused("key"))? };
+        // BoringSSL compares the public halves, and has held that of the key to the private one when it read it.
+        let mut nowhere = SslContext::builder(policy::certificates_as_bytes()).map_err(refused("certificate"))?;
+        own.serve(&mut nowhere)?;
+        Ok(own)
+    }
+
     /// Puts both into a context.
     #[expect(unsafe_code, reason = "the crate has no call for a chain of bytes")]
     fn serve(&self, builder: &mut SslContextBuilder) -> Result<(), BuildError> {
@@ -189,8 +194,8 @@ fn private_key(key: &PrivateKeyDer<'_>) -> Result<PKey<Private>, ErrorStack> {
     }
 }
 
-/// Whether there is a signature scheme for it.
-fn is_of_a_known_kind(key: &PKey<Private>) -> bool {
+/// Whether the policy has a signature scheme for it.
+fn is_of_the_mesh(key: &PKey<Private>) -> bool {
     match key.id() {
         Id::RSA => RSA_BITS.contains(&i32::try_from(key.bits()).unwrap_or(i32::MAX)),
         Id::EC => key.ec_key().is_ok_and(|key| match key.group().curve_name() {

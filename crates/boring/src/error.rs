@@ -145,3 +145,32 @@ fn words(errors: &ErrorStack) -> String {
     let reasons: Vec<&str> = errors.errors().iter().filter_map(|error| error.reason()).collect();
     if reasons.is_empty() { "BoringSSL gives no reason".to_owned() } else { reasons.join(", ") }
 }
+
+#[cfg(test)]
+mod tests {
+    use boring::x509::X509;
+
+    use super::*;
+
+    #[test]
+    fn what_a_call_leaves_in_the_queue_is_taken_out_of_it() {
+        let errors = X509::from_der(b"none").map(|_| ()).unwrap_err();
+        no_errors_left(|| errors.put());
+        assert_eq!(ErrorStack::get().errors().len(), 0);
+    }
+
+    #[test]
+    fn every_alert_of_a_refusal_is_the_one_of_its_reason() {
+        for reason in RejectReason::ALL {
+            let SslVerifyError::Invalid(alert) = refusal(*reason) else { panic!("{reason} is no answer") };
+            let sent = [
+                (42, SslAlert::BAD_CERTIFICATE),
+                (43, SslAlert::UNSUPPORTED_CERTIFICATE),
+                (45, SslAlert::CERTIFICATE_EXPIRED),
+                (46, SslAlert::CERTIFICATE_UNKNOWN),
+                (48, SslAlert::UNKNOWN_CA),
+            ];
+            assert!(sent.contains(&(reason.alert(), alert)), "{reason}");
+        }
+    }
+}

@@ -148,3 +148,79 @@ impl std::fmt::Debug for P256 {
         f.debug_struct("P256").field("public_point", &self.public_point).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use boring::bn::{BigNum, BigNumRef};
+    use lictor_conformance::keys::{Key, KeyKind, SignatureKind};
+
+    use super::*;
+
+    const MESSAGE: &[u8] = b"what was signed";
+    const ECDSA: Scheme = Scheme::Ecdsa(Curve::P256, Hash::Sha256);
+
+    #[test]
+    fn a_point_is_taken_in_one_form_and_on_its_curve() {
+        let key = Key::generate(KeyKind::P256);
+        let (mut point, signature) = (key.public().to_vec(), key.sign(MESSAGE, SignatureKind::EcdsaSha256));
+        let is_good = |point: &[u8]| Boring::is_good(ECDSA, point, MESSAGE, &signature);
+        assert!(is_good(&point));
+        let is_odd = point[64] & 1;
+        assert!(!is_good(&[&[2 + is_odd], &point[1..33]].concat()), "compressed");
+        assert!(!is_good(&[&[6 + is_odd], &point[1..]].concat()), "hybrid");
+        assert!(!is_good(&[0]), "the point at infinity");
+        assert!(!is_good(&[&point[..], &[0]].concat()), "a byte behind it");
+        point[64] ^= 1;
+        assert!(!is_good(&point), "beside the curve");
+    }
+
+    #[test]
+    fn an_rsa_key_has_the_size_and_the_exponent_that_all_libraries_take() {
+        let key = Key::generate(KeyKind::Rsa2048);
+        let n = Rsa::public_key_from_der_pkcs1(key.public()).unwrap().n().to_owned().unwrap();
+        let taken = |n: &BigNumRef, e: u64| {
+            let e = BigNum::from_slice(&e.to_be_bytes()).unwrap();
+            let key = Rsa::from_public_components(n.to_owned().unwrap(), e)?;
+            modulus(&key.public_key_to_der_pkcs1()?).map(|key| key.is_some())
+        };
+        for e in [3, 65_537, (1 << 33) - 1] {
+            assert_eq!(taken(&n, e).ok(), Some(true), "{e}");
+        }
+        for e in [0, 1, 2, 65_536, (1 << 33) + 1, u64::MAX] {
+            assert_ne!(taken(&n, e).ok(), Some(true), "{e}");
+        }
+        let mut too_long = n.to_owned().unwrap();
+        too_long.set_bit(8192).unwrap();
+        assert_ne!(taken(&too_long, 3).ok(), Some(true));
+        let signature = key.sign(MESSAGE, SignatureKind::RsaSha256);
+        let is_good = |key: &[u8]| Boring::is_good(Scheme::RsaPkcs1(Hash::Sha256), key, MESSAGE, &signature);
+        assert!(is_good(key.public()));
+        assert!(!is_good(&[key.public(), &[0]].concat()), "a byte behind it");
+    }
+
+    #[test]
+    fn the_salt_of_pss_is_as_long_as_the_hash() {
+        let key = Key::generate(KeyKind::Rsa2048);
+        let private = PKey::private_key_from_pkcs8(key.pkcs8().unwrap()).unwrap();
+        for (salt, good) in [(32, true), (20, false), (0, false), (48, false)] {
+            let mut signer = Signer::new(MessageDigest::sha256(), &private).unwrap();
+            signer.set_rsa_padding(Padding::PKCS1_PSS).unwrap();
+            signer.set_rsa_pss_saltlen(RsaPssSaltlen::custom(salt)).unwrap();
+            let signature = signer.sign_oneshot_to_vec(MESSAGE).unwrap();
+            let is_good = Boring::is_good(Scheme::RsaPss(Hash::Sha256), key.public(), MESSAGE, &signature);
+            assert_eq!(is_good, good, "{salt} bytes of salt");
+        }
+    }
+
+    #[test]
+    fn a_key_that_we_make_signs_and_shows_its_public_half_alone() {
+        let key = P256::generate().unwrap();
+        let signature = key.sign_sha256(MESSAGE).unwrap();
+        assert!(Boring::is_good(ECDSA, key.public_point(), MESSAGE, &signature));
+        let again = PKey::private_key_from_pkcs8(key.pkcs8().secret_der()).unwrap();
+        assert!(again.public_eq(&key.key));
+        let shown = format!("{key:?}");
+        let secret = again.ec_key().unwrap().private_key().to_vec();
+        assert!(!shown.contains(&format!("{secret:?}")[1..20]), "{shown}");
+    }
+}

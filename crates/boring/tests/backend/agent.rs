@@ -15,7 +15,7 @@ use lictor_core::{
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
-use crate::queue::nothing_is_left;
+use crate::{keys::pkcs8, queue::nothing_is_left};
 
 const NAME: &str = "server.dc1.consul";
 
@@ -30,9 +30,13 @@ fn settings(root: &Authority) -> AgentTls {
 
 /// Our certificate, so that the peer, which asks for one, has nothing to object.
 fn operator(mesh: &Mesh) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
-    let key = Key::generate(KeyKind::P256);
+    operator_with(mesh, KeyKind::P256)
+}
+
+fn operator_with(mesh: &Mesh, kind: KeyKind) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+    let key = Key::generate(kind);
     let certificate = mesh.root.issue(&mesh.leaf_of("operator"), &key);
-    (vec![certificate], PrivatePkcs8KeyDer::from(key.pkcs8().unwrap().to_vec()).into())
+    (vec![certificate], PrivatePkcs8KeyDer::from(pkcs8(&key)).into())
 }
 
 struct Client {
@@ -131,13 +135,13 @@ fn an_anchor_need_be_neither_a_root_nor_in_date() {
 }
 
 #[test]
-fn an_agent_may_have_any_key_of_today() {
+fn an_agent_and_its_operator_may_have_any_key_of_today() {
     let mesh = Mesh::new(5);
     let not_in_fips = [KeyKind::P521, KeyKind::Ed25519];
     for kind in [KeyKind::P384, KeyKind::Rsa2048].into_iter().chain(not_in_fips) {
         for version in Version::BOTH {
             let key = Key::generate(kind);
-            let settings = AgentTls { client: Some(operator(&mesh)), ..settings(&mesh.root) };
+            let settings = AgentTls { client: Some(operator_with(&mesh, kind)), ..settings(&mesh.root) };
             let chain = vec![mesh.root.issue(&agent(&mesh), &key)];
             let (client, _) = meet(&settings, NAME, chain, key, version);
             let met = !(cfg!(feature = "fips") && not_in_fips.contains(&kind));

@@ -35,10 +35,11 @@ fn what_is_left_is_seen() {
     nothing_is_left();
 }
 
-/// The backend with a look into the queue after each call.
+/// The backend with a look into the queue after each call, and before it, for what the end of a session left there.
 struct Watched<T>(T);
 
 fn watched<R>(call: impl FnOnce() -> R) -> R {
+    nothing_is_left();
     let result = call();
     nothing_is_left();
     result
