@@ -11,7 +11,7 @@ use rustls_pki_types::CertificateDer;
 use crate::{
     certs::{Extension, Mesh, id},
     keys::{Key, KeyKind},
-    pair::{Ours, Peer, PeerSettings, Version, our_context, our_leaf, talk, ways},
+    pair::{Instead, Ours, Peer, PeerSettings, Version, our_context, our_leaf, talk, ways},
     report::Report,
     rows::{Build, Case, Row, Want, rows},
     verifier::{Side, check_identity, judge},
@@ -39,6 +39,16 @@ pub fn run(backend: &dyn TlsBackend, seed: u64) -> Report {
         }
     }
     for (side, version, way) in ways() {
+        for (row, instead, only) in SIGNED_INSTEAD {
+            if only.is_none_or(|only| only == version) {
+                report.add_wanted(
+                    row,
+                    way,
+                    "reject bad_message",
+                    signs_instead(context.as_ref(), &mesh, *instead, side, version),
+                );
+            }
+        }
         report.add("what we send", way, what_we_send(backend, &mesh, side, version));
     }
     report
@@ -219,8 +229,50 @@ fn wrong_certificate_verify(
 ) -> Result<String, String> {
     let (mut ours, mut peer) = misbehaving_pair(context, mesh, "N81", side, version)?;
     talk(&mut ours, &mut peer, usize::MAX);
-    kept_promises(&ours)?;
-    nothing_left(&ours)?;
+    bad_signature(&ours, &peer)
+}
+
+/// What a peer signs with its own good key in place of this handshake, and in which version alone.
+type SignedInstead = (&'static str, Instead, Option<Version>);
+
+const SIGNED_INSTEAD: &[SignedInstead] = &[
+    ("N81 a signature of another handshake", |message| [message, &[0]].concat(), None),
+    // RFC 8446, section 4.4.3: what a server signed must not pass as a client's, and the other way round.
+    ("N81 a signature for the other role", for_the_other_role, Some(Version::Tls13)),
+];
+
+fn for_the_other_role(message: &[u8]) -> Vec<u8> {
+    let (client, server): (&[u8], &[u8]) = (b"client CertificateVerify", b"server CertificateVerify");
+    let mut other = message.to_vec();
+    for (from, to) in [(client, server), (server, client)] {
+        if let Some(at) = message.windows(from.len()).position(|window| window == from) {
+            other[at..at + to.len()].copy_from_slice(to);
+            break;
+        }
+    }
+    other
+}
+
+fn signs_instead(
+    context: &dyn MeshContext,
+    mesh: &Mesh,
+    instead: Instead,
+    side: Side,
+    version: Version,
+) -> Result<String, String> {
+    let case = Case::issued(&mesh.leaf(), &mesh.root, &[], &[&mesh.root]);
+    let mut settings = PeerSettings::new(case.chain.clone(), case.key.clone(), version);
+    settings.signs_instead = Some(instead);
+    let mut ours = Ours::new(context, judge(mesh, &case, side), side);
+    let mut peer = Peer::new(&settings, side);
+    talk(&mut ours, &mut peer, usize::MAX);
+    bad_signature(&ours, &peer)
+}
+
+/// Refused for the signature, with an alert.
+fn bad_signature(ours: &Ours, peer: &Peer) -> Result<String, String> {
+    kept_promises(ours)?;
+    nothing_left(ours)?;
     match (&ours.failed, peer.alert) {
         (Some(error), Some(alert)) if error.reject_reason() == Some(RejectReason::BadMessage) => {
             Ok(format!("{error}, alert {alert}"))

@@ -12,7 +12,7 @@
 //!
 //! * [`verifier`], [`bounds`], [`mutants`]: the verifier alone, over a backend's signature verification.
 //! * [`handshake`], [`session`]: sessions in memory, both sides, TLS 1.2 and 1.3, against a peer that forges.
-//! * [`paths`]: the inbound and outbound paths over loopback TCP.
+//! * [`paths`], [`streams`]: the inbound and outbound paths over loopback TCP.
 //!
 //! # What is not tried, and why
 //!
@@ -41,10 +41,12 @@ pub mod paths;
 pub mod policy;
 pub mod records;
 pub mod report;
+pub mod rotation;
 pub mod rows;
 pub mod session;
 pub mod sidecars;
 pub mod signatures;
+pub mod streams;
 pub mod suite;
 pub mod verifier;
 

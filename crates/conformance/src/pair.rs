@@ -276,6 +276,9 @@ impl Ours {
     }
 }
 
+/// Makes what is signed out of what should be.
+pub type Instead = fn(&[u8]) -> Vec<u8>;
+
 /// What a peer does.
 #[derive(Clone, Debug)]
 pub struct PeerSettings {
@@ -295,6 +298,8 @@ pub struct PeerSettings {
     pub takes: Option<Vec<SignatureScheme>>,
     /// The scheme by which it says that it signs, whatever was offered.
     pub signs_as: Option<SignatureScheme>,
+    /// What it signs in place of what it should.
+    pub signs_instead: Option<Instead>,
     /// Whether it refuses our certificate, with alert 48.
     pub refuses_us: bool,
     /// Whether as a server it ends the handshake with a client that has no certificate.
@@ -322,6 +327,7 @@ impl PeerSettings {
             groups: None,
             takes: None,
             signs_as: None,
+            signs_instead: None,
             refuses_us: false,
             demands_certificate: true,
             hands_out_tickets: true,
@@ -632,6 +638,7 @@ struct AnyKey {
     real: Option<Arc<dyn SigningKey>>,
     algorithm: SignatureAlgorithm,
     named: Option<SignatureScheme>,
+    instead: Option<Instead>,
 }
 
 impl AnyKey {
@@ -644,12 +651,26 @@ impl AnyKey {
         let real = key.pkcs8().and_then(|pkcs8| {
             aws_lc_rs::sign::any_supported_type(&PrivatePkcs8KeyDer::from(pkcs8.to_vec()).into()).ok()
         });
-        Self { key: key.clone(), real, algorithm, named: settings.signs_as }
+        Self { key: key.clone(), real, algorithm, named: settings.signs_as, instead: settings.signs_instead }
     }
 }
 
 impl SigningKey for AnyKey {
     fn choose_scheme(&self, offered: &[SignatureScheme]) -> Option<Box<dyn Signer>> {
+        let signer = self.signer(offered)?;
+        match self.instead {
+            Some(instead) => Some(Box::new(SignsInstead { signer, instead })),
+            None => Some(signer),
+        }
+    }
+
+    fn algorithm(&self) -> SignatureAlgorithm {
+        self.algorithm
+    }
+}
+
+impl AnyKey {
+    fn signer(&self, offered: &[SignatureScheme]) -> Option<Box<dyn Signer>> {
         if let Some(scheme) = self.named {
             // What rustls signs for this key it signs well; under other names the hash is right and the key is not.
             let real = self.real.as_ref().and_then(|real| real.choose_scheme(&[scheme]));
@@ -662,9 +683,22 @@ impl SigningKey for AnyKey {
         };
         real.or_else(|| Some(Box::new(MadeUp(scheme))))
     }
+}
 
-    fn algorithm(&self) -> SignatureAlgorithm {
-        self.algorithm
+/// A good signature of something else.
+#[derive(Debug)]
+struct SignsInstead {
+    signer: Box<dyn Signer>,
+    instead: Instead,
+}
+
+impl Signer for SignsInstead {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, Error> {
+        self.signer.sign(&(self.instead)(message))
+    }
+
+    fn scheme(&self) -> SignatureScheme {
+        self.signer.scheme()
     }
 }
 

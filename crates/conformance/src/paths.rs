@@ -40,12 +40,12 @@ use crate::{
 };
 
 /// The longest that anything here may take.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Rows that hold in one second only.
 const NEEDS_A_STOPPED_CLOCK: [&str; 1] = ["A72"];
 
-const GREETING: &[u8] = b"what the client says";
+pub(crate) const GREETING: &[u8] = b"what the client says";
 const ANSWER: &[u8] = b"what the server answers";
 
 /// Runs every row through the data plane, both ways over both versions.
@@ -56,8 +56,7 @@ const ANSWER: &[u8] = b"what the server answers";
 pub fn run(backend: &Arc<dyn TlsBackend>, seed: u64) -> Report {
     let mut report = Report::new("paths", backend.name(), seed);
     let runtime = tokio::runtime::Runtime::new().expect("threads for a runtime");
-    let workers = Arc::new(Workers::start(None).expect("data threads"));
-    let leaf = Arc::new(our_leaf(&Mesh::new(seed)));
+    let stand = Stand::new(backend, &Mesh::new(seed));
     runtime.block_on(async {
         for row in rows() {
             if NEEDS_A_STOPPED_CLOCK.contains(&row.id) {
@@ -86,7 +85,7 @@ pub fn run(backend: &Arc<dyn TlsBackend>, seed: u64) -> Report {
                     }
                 },
             };
-            let scene = Scene::new(backend, &mesh, &case, &workers, &leaf).await;
+            let scene = stand.scene(&mesh, &case, None).await;
             for (side, version, way) in ways() {
                 let settings = PeerSettings { version, ..settings.clone() };
                 let result = match side {
@@ -95,56 +94,98 @@ pub fn run(backend: &Arc<dyn TlsBackend>, seed: u64) -> Report {
                 };
                 report.add_wanted(&row.title(), way, side.want(&row), result);
             }
-            scene.sidecar.abort();
+            scene.abort();
         }
         for version in Version::BOTH {
             let mesh = Mesh::new(seed);
-            let result = root_removed_meanwhile(backend, &mesh, &workers, &leaf, version).await;
+            let result = root_removed_meanwhile(&stand, &mesh, version).await;
             report.add("a root removed while the authorizer thinks", (Side::Inbound, version), result);
         }
     });
     report
 }
 
-/// A sidecar with what stands around it.
-struct Scene {
-    sidecar: Sidecar,
-    doorman: Arc<Doorman>,
-    list: Arc<List>,
-    application: Listener,
-    mesh_side: SocketAddr,
-    upstream: SocketAddr,
+/// What the sidecars of a run share.
+pub(crate) struct Stand {
+    pub(crate) backend: Arc<dyn TlsBackend>,
+    workers: Arc<Workers>,
+    leaf: Arc<Leaf>,
 }
 
-impl Scene {
-    async fn new(
-        backend: &Arc<dyn TlsBackend>,
-        mesh: &Mesh,
-        case: &Case,
-        workers: &Arc<Workers>,
-        leaf: &Arc<Leaf>,
-    ) -> Self {
+impl Stand {
+    pub(crate) fn new(backend: &Arc<dyn TlsBackend>, mesh: &Mesh) -> Self {
+        let workers = Arc::new(Workers::start(None).expect("data threads"));
+        Self { backend: backend.clone(), workers, leaf: Arc::new(our_leaf(mesh)) }
+    }
+
+    /// A sidecar that judges by the roots and the policy of `case`, and gives handshakes this long.
+    pub(crate) async fn scene(&self, mesh: &Mesh, case: &Case, deadline: Option<Duration>) -> Scene {
         let application = Listener::bind("127.0.0.1:0").expect("a port of loopback");
         application.set_nonblocking(true).expect("a socket that does not block");
         let roots = judge(mesh, case, Side::Inbound).roots;
-        let source = Arc::new(Source::new(Material { generation: 1, leaf: leaf.clone(), roots }));
+        let source = Arc::new(Source::new(Material { generation: 1, leaf: self.leaf.clone(), roots }));
         let doorman = Arc::new(Doorman { source: source.clone(), ..Doorman::default() });
         let list = Arc::new(List::default());
         let deps = Deps {
             certs: source.clone(),
             authorizer: doorman.clone(),
             discovery: list.clone(),
-            backend: backend.clone(),
+            backend: self.backend.clone(),
             tls_policy: TlsPolicy::default(),
             peer_policy: Arc::new(case.policy.clone()),
-            workers: workers.clone(),
+            workers: self.workers.clone(),
             control: tokio::runtime::Handle::current(),
         };
         let at = application.local_addr().expect("a bound socket");
-        let sidecar = Sidecar::start(deps, config(at)).expect("ports of loopback");
+        let sidecar = Sidecar::start(deps, config(at, deadline)).expect("ports of loopback");
         let mesh_side = listening(&sidecar, None).await;
         let upstream = listening(&sidecar, Some("web")).await;
-        Self { sidecar, doorman, list, application, mesh_side, upstream }
+        Scene { sidecar, doorman, list, application, mesh_side, upstream }
+    }
+}
+
+/// A sidecar with what stands around it.
+pub(crate) struct Scene {
+    sidecar: Sidecar,
+    doorman: Arc<Doorman>,
+    list: Arc<List>,
+    application: Listener,
+    pub(crate) mesh_side: SocketAddr,
+    pub(crate) upstream: SocketAddr,
+}
+
+impl Scene {
+    pub(crate) fn abort(&self) {
+        self.sidecar.abort();
+    }
+
+    /// Makes `server` the one instance of `web`.
+    pub(crate) fn dials(&self, server: &tokio::net::TcpListener) -> Result<(), String> {
+        let address = server.local_addr().map_err(|error| error.to_string())?;
+        *self.list.0.lock().expect("a test that goes on") = vec![instance(address)];
+        Ok(())
+    }
+
+    /// Waits until at least `wanted` handshakes of this side have run into their deadline.
+    pub(crate) async fn timed_out(&self, side: Side, wanted: usize) -> Result<u64, String> {
+        let count = || {
+            let metrics = self.sidecar.metrics();
+            let failures = match side {
+                Side::Inbound => metrics.inbound.handshake_failures,
+                Side::Outbound => {
+                    metrics.upstreams.get("web").map(|path| path.handshake_failures.clone()).unwrap_or_default()
+                }
+            };
+            failures.iter().find(|(name, _)| *name == "handshake_timeout").map_or(0, |(_, count)| *count)
+        };
+        let polled = async {
+            while count() < wanted as u64 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let _ = timeout(PATIENCE, polled).await;
+        let seen = count();
+        if seen == wanted as u64 { Ok(seen) } else { Err(format!("{seen} of {wanted} handshakes timed out")) }
     }
 
     async fn inbound(&self, row: &Row, case: &Case, settings: &PeerSettings) -> Result<String, String> {
@@ -193,8 +234,7 @@ impl Scene {
             || self.sidecar.metrics().upstreams.get("web").map(|path| path.rejected.clone()).unwrap_or_default();
         let before = rejected();
         let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.map_err(|error| error.to_string())?;
-        *self.list.0.lock().expect("a test that goes on") =
-            vec![instance(server.local_addr().map_err(|error| error.to_string())?)];
+        self.dials(&server)?;
         let mut client = connect(self.upstream).await?;
         client.write_all(GREETING).await.map_err(|error| error.to_string())?;
         let (mut stream, _) = (timeout(PATIENCE, server.accept()).await)
@@ -230,7 +270,7 @@ impl Scene {
     }
 
     /// Waits until the application is dialled.
-    async fn application_is_dialled(&self) -> Result<TcpStream, String> {
+    pub(crate) async fn application_is_dialled(&self) -> Result<TcpStream, String> {
         let polled = async {
             loop {
                 match self.application.accept() {
@@ -249,7 +289,7 @@ impl Scene {
     }
 
     /// Checks that no question was asked since, and that nobody waits in the application's queue.
-    fn nobody_was_bothered(&self, asked_before: usize) -> Result<(), String> {
+    pub(crate) fn nobody_was_bothered(&self, asked_before: usize) -> Result<(), String> {
         if self.doorman.asked.load(Ordering::SeqCst) != asked_before {
             return Err("the authorizer was asked about a refused peer".to_owned());
         }
@@ -266,19 +306,13 @@ impl Scene {
 
 /// The roots change between the verdict and the permit: the peer is judged once more, and the application stays
 /// undialled.
-async fn root_removed_meanwhile(
-    backend: &Arc<dyn TlsBackend>,
-    mesh: &Mesh,
-    workers: &Arc<Workers>,
-    leaf: &Arc<Leaf>,
-    version: Version,
-) -> Result<String, String> {
+async fn root_removed_meanwhile(stand: &Stand, mesh: &Mesh, version: Version) -> Result<String, String> {
     let case = Case::issued(&mesh.leaf(), &mesh.root, &[], &[&mesh.root]);
-    let scene = Scene::new(backend, mesh, &case, workers, leaf).await;
+    let scene = stand.scene(mesh, &case, None).await;
     let other =
         Case { roots: vec![mesh.other_root("Consul CA 2").pem()], ..Case::issued(&mesh.leaf(), &mesh.root, &[], &[]) };
     let roots = Roots::clone(&judge(mesh, &other, Side::Inbound).roots).with_generation(2);
-    let next = Material { generation: 2, leaf: leaf.clone(), roots: Arc::new(roots) };
+    let next = Material { generation: 2, leaf: stand.leaf.clone(), roots: Arc::new(roots) };
     *scene.doorman.meanwhile.lock().expect("a test that goes on") = Some(next);
     let before = scene.sidecar.metrics().inbound.rejected;
     let mut peer = Peer::new(&PeerSettings::new(case.chain.clone(), case.key.clone(), version), Side::Inbound);
@@ -287,7 +321,7 @@ async fn root_removed_meanwhile(
     counted(|| scene.sidecar.metrics().inbound.rejected, &before, RejectReason::UnknownIssuer).await?;
     let asked = scene.doorman.asked.load(Ordering::SeqCst);
     let bothered = scene.application_was_not_dialled();
-    scene.sidecar.abort();
+    scene.abort();
     bothered?;
     if asked != 1 || !peer.received.is_empty() {
         return Err(format!("asked {asked} times, {:?} received", peer.received));
@@ -440,7 +474,7 @@ async fn listening(sidecar: &Sidecar, upstream: Option<&str>) -> SocketAddr {
     timeout(PATIENCE, polled).await.expect("the listener opens in time")
 }
 
-fn config(application: SocketAddr) -> SidecarConfig {
+fn config(application: SocketAddr, deadline: Option<Duration>) -> SidecarConfig {
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     let destination = Destination {
         kind: DestinationKind::Service,
@@ -451,10 +485,15 @@ fn config(application: SocketAddr) -> SidecarConfig {
         peer: None,
     };
     let application = Application::Tcp { host: application.ip().to_string(), port: application.port() };
+    let mut inbound = InboundConfig::new(any, application);
+    let mut upstream = UpstreamConfig::new(UpstreamBind::Tcp(any), destination);
+    if let Some(deadline) = deadline {
+        (inbound.handshake_timeout, upstream.connect_timeout) = (deadline, deadline);
+    }
     SidecarConfig {
         service: ServiceName::parse("db", Grammar::Spiffe).expect("a legal name"),
-        inbound: Some(InboundConfig::new(any, application)),
-        upstreams: [("web".to_owned(), UpstreamConfig::new(UpstreamBind::Tcp(any), destination))].into(),
+        inbound: Some(inbound),
+        upstreams: [("web".to_owned(), upstream)].into(),
         limits: Limits::default(),
     }
 }
@@ -472,7 +511,7 @@ fn instance(address: SocketAddr) -> Instance {
     }
 }
 
-async fn connect(address: SocketAddr) -> Result<TcpStream, String> {
+pub(crate) async fn connect(address: SocketAddr) -> Result<TcpStream, String> {
     let connected = timeout(PATIENCE, TcpStream::connect(address)).await;
     connected.map_err(|_| "no connection in time".to_owned())?.map_err(|error| error.to_string())
 }

@@ -7,7 +7,9 @@ use std::{fmt, sync::Arc};
 
 use lictor_core::TlsBackend;
 
-use crate::{Report, agent, bounds, handshake, mutants, paths, policy, seed, session, signatures, verifier};
+use crate::{
+    Report, agent, bounds, handshake, mutants, paths, policy, rotation, seed, session, signatures, streams, verifier,
+};
 
 /// A family of rows.
 #[derive(Clone, Copy)]
@@ -83,6 +85,8 @@ list! { $
     "handshake" every_row_gets_its_verdict_in_a_handshake:
         |backend, seed| handshake::run(backend.as_ref(), seed);
     "paths" every_row_gets_its_verdict_in_the_data_plane: paths::run;
+    "streams" only_a_clean_end_looks_like_one: streams::run;
+    "rotation" roots_and_leaves_rotate_without_a_refusal: rotation::run;
     "pieces" handshakes_and_data_arrive_in_pieces_of_any_size:
         |backend, seed| session::pieces(backend.as_ref(), seed);
     "ends" connections_end_at_any_moment: |backend, seed| session::ends(backend.as_ref(), seed);

@@ -1,14 +1,16 @@
 //! Connections that end at any moment, or never.
 
-use lictor_core::{SessionError, TlsBackend};
+use lictor_core::{SessionError, TlsBackend, TlsPolicy};
 
 use super::{Scene, Stage};
 use crate::{
+    certs::Mesh,
     handshake::{kept_promises, nothing_left},
-    pair::{Ours, Peer, Version, talk, ways},
+    pair::{Ours, Peer, PeerSettings, Version, our_context, talk, ways},
     records::{self, PLAIN_CLOSE_NOTIFY},
     report::Report,
-    verifier::Side,
+    rows::Case,
+    verifier::{Side, judge},
 };
 
 /// Ends at every moment: close_notify, half-closed connections, truncation, peers that stall.
@@ -28,10 +30,24 @@ pub fn ends(backend: &dyn TlsBackend, seed: u64) -> Report {
     report
 }
 
-/// How many records of the peer a handshake needs.
-fn records_of_a_handshake(stage: &Stage, side: Side, version: Version) -> Result<usize, String> {
+/// How many records of such a peer a handshake of ours needs.
+///
+/// # Errors
+/// When it never ends.
+pub fn records_of_a_handshake(
+    backend: &dyn TlsBackend,
+    mesh: &Mesh,
+    settings: &PeerSettings,
+    side: Side,
+) -> Result<usize, String> {
+    let context = our_context(backend, mesh, &TlsPolicy::default());
+    let case = Case::new(settings.chain.clone(), settings.key.clone(), &[&mesh.root]);
+    needed(settings, side, || Ours::new(context.as_ref(), judge(mesh, &case, side), side))
+}
+
+fn needed(settings: &PeerSettings, side: Side, ours: impl Fn() -> Ours) -> Result<usize, String> {
     for count in 1..40 {
-        let (mut ours, mut peer) = stage.pair(side, version);
+        let (mut ours, mut peer) = (ours(), Peer::new(settings, side));
         talk_records(&mut ours, &mut peer, count);
         if ours.established.is_some() {
             return Ok(count);
@@ -41,7 +57,7 @@ fn records_of_a_handshake(stage: &Stage, side: Side, version: Version) -> Result
 }
 
 fn closed_early(stage: &Stage, side: Side, version: Version) -> Scene {
-    let needed = records_of_a_handshake(stage, side, version)?;
+    let needed = needed(&stage.settings(version), side, || stage.ours(side))?;
     for count in 0..needed {
         let (mut ours, mut peer) = stage.pair(side, version);
         let rest = talk_records(&mut ours, &mut peer, count);
@@ -73,7 +89,7 @@ fn closed_early_in_bytes(stage: &Stage, side: Side) -> Scene {
 }
 
 fn stalled(stage: &Stage, side: Side, version: Version) -> Scene {
-    let needed = records_of_a_handshake(stage, side, version)?;
+    let needed = needed(&stage.settings(version), side, || stage.ours(side))?;
     for count in 0..needed {
         let (mut ours, mut peer) = stage.pair(side, version);
         talk_records(&mut ours, &mut peer, count);
