@@ -137,26 +137,22 @@ fn refused(ours: &Ours, peer: &Peer, reason: RejectReason) -> Result<String, Str
             }
             other => Err(format!("{reason}, alert {other:?} instead of {}: {:?}", reason.alert(), peer.error)),
         },
-        Some(error) if library_may_be_first(reason) && error.reject_reason() == Some(RejectReason::BadMessage) => {
-            let alert = peer.alert.ok_or("the library refused it without an alert")?;
-            Ok(format!("{reason}, said by the library as {error}, alert {alert}"))
-        }
-        other => Err(format!("{other:?}, wanted {reason}; peer: {:?} {:?}", peer.alert, peer.error)),
+        Some(error) => Err(otherwise(error, reason, peer.alert)),
+        None => Err(format!("not refused, wanted {reason}; peer: {:?} {:?}", peer.alert, peer.error)),
     }
 }
 
-/// What a library may refuse while it reads the message, before it asks for a verdict.
-pub(crate) fn library_may_be_first(reason: RejectReason) -> bool {
-    use RejectReason as R;
-    matches!(
-        reason,
-        R::Malformed | R::UnsupportedAlgorithm | R::ChainTooLarge | R::KeyUsage | R::CaAsLeaf | R::BadSerial
-    )
+/// Refused, and under another name than is wanted: the one fault of a refusal that [`crate::gaps`] may list.
+fn otherwise(error: &SessionError, wanted: RejectReason, alert: Option<u8>) -> String {
+    let seen = error.reject_reason().map_or("no reason", RejectReason::name);
+    format!("{seen} instead of {wanted}: {error}, {}", alert_name(alert))
 }
 
-/// Whether an alert is one with which a library refuses such a message: illegal_parameter or decode_error.
+/// Whether a library refuses for this reason with this alert while it reads the message, before it asks for a verdict:
+/// illegal_parameter or decode_error.
 pub(crate) fn said_by_library(reason: RejectReason, alert: u8) -> bool {
-    library_may_be_first(reason) && matches!(alert, 47 | 50)
+    use RejectReason as R;
+    matches!(reason, R::Malformed | R::UnsupportedAlgorithm | R::KeyUsage) && matches!(alert, 47 | 50)
 }
 
 /// Checks that neither an identity nor a byte of data left our session.
@@ -292,13 +288,12 @@ fn no_certificate(context: &dyn MeshContext, mesh: &Mesh, side: Side, version: V
         (Some(SessionError::Rejected(RejectReason::NoCertificate)), Some(alert @ (40 | 116)), Side::Inbound) => {
             Ok(format!("no_certificate, alert {alert}"))
         }
-        // No server may send an empty list (RFC 8446, section 4.4.2), so here it is the message that is bad. rustls
-        // sends no alert to such a server.
-        (Some(error), alert, Side::Outbound)
-            if matches!(error.reject_reason(), Some(RejectReason::NoCertificate | RejectReason::BadMessage)) =>
-        {
-            Ok(format!("{error}, {}", alert_name(alert)))
+        // No server may send an empty list (RFC 8446, section 4.4.2), so a library may also refuse the message as such;
+        // rustls sends no alert to such a server.
+        (Some(SessionError::Rejected(RejectReason::NoCertificate)), alert, Side::Outbound) => {
+            Ok(format!("no_certificate, {}", alert_name(alert)))
         }
+        (Some(error), alert, _) => Err(otherwise(error, RejectReason::NoCertificate, alert)),
         other => Err(format!("{other:?}")),
     }
 }
@@ -333,10 +328,8 @@ fn oversized_certificate_list(
     if taken > (64 + 16 + 4) * 1024 {
         return Err(format!("refused only after {taken} bytes: {error}"));
     }
-    match error {
-        SessionError::Rejected(RejectReason::ChainTooLarge) => {}
-        other if other.reject_reason() == Some(RejectReason::BadMessage) => {}
-        other => return Err(format!("{other:?}")),
+    if error.reject_reason() != Some(RejectReason::BadMessage) {
+        return Err(otherwise(error, RejectReason::BadMessage, peer.alert));
     }
     // Our own bound on unfinished messages may end it before the library knows, so there is not always an alert.
     Ok(format!("{error} after {taken} bytes, {}", alert_name(peer.alert)))

@@ -32,7 +32,7 @@ use tokio::{
 
 use crate::{
     certs::Mesh,
-    handshake::{library_may_be_first, misbehaving, said_by_library},
+    handshake::{misbehaving, said_by_library},
     pair::{Peer, PeerSettings, Version, our_leaf, ways},
     report::Report,
     rows::{Build, Case, Row, Want, rows},
@@ -318,11 +318,15 @@ async fn root_removed_meanwhile(stand: &Stand, mesh: &Mesh, version: Version) ->
     let mut peer = Peer::new(&PeerSettings::new(case.chain.clone(), case.key.clone(), version), Side::Inbound);
     let mut stream = connect(scene.mesh_side).await?;
     converse(&mut peer, &mut stream, Some(GREETING), ANSWER).await?;
-    counted(|| scene.sidecar.metrics().inbound.rejected, &before, RejectReason::UnknownIssuer).await?;
+    let wanted = RejectReason::UnknownIssuer;
+    let counted = counted(|| scene.sidecar.metrics().inbound.rejected, &before, wanted).await?;
     let asked = scene.doorman.asked.load(Ordering::SeqCst);
     let bothered = scene.application_was_not_dialled();
     scene.abort();
     bothered?;
+    if counted != wanted.name() {
+        return Err(format!("{counted} instead of {wanted}"));
+    }
     if asked != 1 || !peer.received.is_empty() {
         return Err(format!("asked {asked} times, {:?} received", peer.received));
     }
@@ -379,17 +383,18 @@ async fn counted(
     if timeout(PATIENCE, polled).await.is_err() {
         return Err(format!("{reason} was not counted"));
     }
-    let by_library = library_may_be_first(reason) || reason == RejectReason::NoCertificate;
     match found[..] {
-        [(name, _)] if name == reason.name() => Ok(name),
-        [(name, _)] if by_library && name == RejectReason::BadMessage.name() => Ok(name),
+        [(name, _)] => Ok(name),
         _ => Err(format!("counted under {found:?}, wanted {reason}")),
     }
 }
 
-/// Checks the alert that a refused peer saw.
+/// Checks the name under which a refusal was counted, and the alert that the peer saw.
 fn alerted(peer: &Peer, reason: RejectReason, counted: &str, row: &Row) -> Result<String, String> {
-    let ours = counted == reason.name() && matches!(row.build, Build::Chain(_));
+    if counted != reason.name() {
+        return Err(format!("{counted} instead of {reason}, alert {:?}", peer.alert));
+    }
+    let ours = matches!(row.build, Build::Chain(_));
     match peer.alert {
         Some(alert) if !ours || alert == reason.alert() || said_by_library(reason, alert) => {
             Ok(format!("{counted}, alert {alert}"))

@@ -486,7 +486,7 @@ pub fn rows() -> Vec<Row> {
         "N87" "valid in five minutes": Reject(R::NotYetValid), Reject(R::NotYetValid) => Chain(|m| {
             leaf(m, &m.leaf().valid(m.now + 5 * MINUTE, m.now + DAY))
         });
-        "N89" "Certificate message of 450 KB": Reject(R::ChainTooLarge), Reject(R::ChainTooLarge) =>
+        "N89" "Certificate message of 450 KB": Reject(R::BadMessage), Reject(R::BadMessage) =>
             Elsewhere("handshake::run");
         "N90a" "nine CAs of one name, no root": Reject(R::PathTooComplex), Reject(R::PathTooComplex) => Chain(|m| {
             same_named(m, "Nobody's CA")
