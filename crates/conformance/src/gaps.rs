@@ -28,8 +28,6 @@ pub struct Gap {
 const SEALS_NOTHING_IN_MID_MESSAGE: &str =
     "OpenSSL seals nothing while a message of the peer is incomplete, so whoever cuts one ends the connection";
 
-const PARSES_ALL_CERTIFICATES: &str = "OpenSSL parses every certificate before it asks for a verdict, and its words do not tell a bad one from a bad message";
-
 const EMPTY_LIST_OF_A_SERVER: &str =
     "no server may send an empty list, so to this library it is the message that is bad (RFC 8446, section 4.4.2)";
 
@@ -42,10 +40,6 @@ const fn refused_as_message(
     why: &'static str,
 ) -> Gap {
     Gap { backend, families: &["handshake", "paths"], row, way, like, by_lot: false, why }
-}
-
-const fn unparsed(row: &'static str) -> Gap {
-    refused_as_message("openssl", row, Way::NONE, "bad_message instead of malformed", PARSES_ALL_CERTIFICATES)
 }
 
 /// The list.
@@ -68,17 +62,6 @@ const GAPS: &[Gap] = &[
         by_lot: true,
         why: SEALS_NOTHING_IN_MID_MESSAGE,
     },
-    unparsed("A45 bytes behind the certificate"),
-    unparsed("A46 junk beside the leaf"),
-    unparsed("A80 CA whose serial has no bytes"),
-    unparsed("N83 truncated certificate"),
-    refused_as_message(
-        "openssl",
-        "N84 empty certificate list",
-        Way { side: Some(Side::Outbound), version: None },
-        "bad_message instead of no_certificate",
-        EMPTY_LIST_OF_A_SERVER,
-    ),
     refused_as_message(
         "boring",
         "N84 empty certificate list",
