@@ -37,6 +37,17 @@ pub(crate) fn binary() -> Result<PathBuf> {
     Ok(target.join("checked").join("lictor"))
 }
 
+/// The binaries on other libraries, which are peers of the one under test: `LICTOR_BINS=rustls=PATH,openssl=PATH`.
+pub(crate) fn libraries() -> Result<Vec<(String, PathBuf)>> {
+    let named = std::env::var("LICTOR_BINS").unwrap_or_default();
+    let pairs = named.split(',').filter(|pair| !pair.is_empty()).map(|pair| {
+        let (library, path) = pair.split_once('=').with_context(|| format!("LICTOR_BINS: no = in {pair:?}"))?;
+        ensure!(Path::new(path).is_file(), "LICTOR_BINS names no file for {library}: {path}");
+        Ok((library.to_owned(), PathBuf::from(path)))
+    });
+    pairs.collect()
+}
+
 /// A command line in the making.
 pub(crate) struct Setup {
     name: String,
@@ -70,6 +81,13 @@ impl Setup {
         let mut setup = Self::new(world, name, &["proxy", "-log-level", "debug"]);
         setup.admin = Some(admin);
         Ok(setup.arg("-admin").arg(admin.to_string()).env("CONSUL_HTTP_ADDR", agent.address().to_string()))
+    }
+
+    /// Another binary than the one under test.
+    #[must_use]
+    pub(crate) fn binary(mut self, binary: &Path) -> Self {
+        binary.clone_into(&mut self.binary);
+        self
     }
 
     #[must_use]

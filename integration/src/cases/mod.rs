@@ -13,6 +13,7 @@ mod holds;
 mod i_observability;
 mod input;
 mod interop;
+mod libraries;
 pub(crate) mod table;
 
 use crate::runner::Case;
@@ -33,6 +34,7 @@ pub(crate) fn all() -> Vec<Case> {
         holds::CASES,
         input::CASES,
         interop::CASES,
+        libraries::CASES,
     ]
     .concat()
 }
