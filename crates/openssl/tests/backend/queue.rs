@@ -1,7 +1,7 @@
 //! OpenSSL keeps a queue of errors for each thread, and asks it what the last call has come to. What one call leaves
 //! there is the failure of the next, on whatever connection: so none may leave anything.
 
-use std::sync::Arc;
+use std::{panic::catch_unwind, sync::Arc};
 
 use lictor_conformance::{
     report::{Outcome, Report},
@@ -13,7 +13,7 @@ use lictor_core::{
     tls::{BuildError, SigningKey},
 };
 use lictor_openssl::OpensslBackend;
-use openssl::error::ErrorStack;
+use openssl::{error::ErrorStack, x509::X509};
 
 /// Asserts it, and empties the queue for what follows.
 pub(crate) fn nothing_is_left() {
@@ -29,6 +29,13 @@ fn no_call_leaves_an_error_for_the_next_one_whatever_it_came_to() {
     for family in suite::families().iter().filter(|family| !elsewhere.contains(&family.name)) {
         nothing_failed(&family.run(&backend, seed()));
     }
+}
+
+#[test]
+fn what_is_left_is_seen() {
+    X509::from_der(b"none").map(|_| ()).unwrap_err().put();
+    assert!(catch_unwind(nothing_is_left).is_err());
+    nothing_is_left();
 }
 
 /// Asserts it, without a second entry in what the suite writes down.
