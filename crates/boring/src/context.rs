@@ -7,7 +7,7 @@ use boring::{
     error::ErrorStack,
     fips,
     nid::Nid,
-    pkey::{Id, PKey, Private},
+    pkey::{HasPublic, Id, PKey, PKeyRef, Private},
     rsa::Rsa,
     ssl::{SslContext, SslContextBuilder, SslRef, SslVerifyMode},
     x509::{
@@ -197,7 +197,7 @@ fn private_key(key: &PrivateKeyDer<'_>) -> Result<PKey<Private>, ErrorStack> {
 /// Whether the policy has a signature scheme for it.
 fn is_of_the_mesh(key: &PKey<Private>) -> bool {
     match key.id() {
-        Id::RSA => RSA_BITS.contains(&i32::try_from(key.bits()).unwrap_or(i32::MAX)),
+        Id::RSA => has_a_size_of_today(key),
         Id::EC => key.ec_key().is_ok_and(|key| match key.group().curve_name() {
             Some(Nid::X9_62_PRIME256V1 | Nid::SECP384R1) => true,
             Some(Nid::SECP521R1) => !fips::enabled(),
@@ -205,6 +205,10 @@ fn is_of_the_mesh(key: &PKey<Private>) -> bool {
         }),
         _ => false,
     }
+}
+
+fn has_a_size_of_today<T: HasPublic>(rsa: &PKeyRef<T>) -> bool {
+    RSA_BITS.contains(&i32::try_from(rsa.bits()).unwrap_or(i32::MAX))
 }
 
 /// The ordinary verification: chain, validity and, by each connection, the name.
@@ -223,8 +227,28 @@ fn trust(builder: &mut SslContextBuilder, certificates: &[CertificateDer<'static
     // Whoever is on the list is an anchor, also one that another signed.
     store.try_set_flags(X509VerifyFlags::PARTIAL_CHAIN).map_err(refused("roots"))?;
     builder.set_cert_store(store.build());
-    builder.set_verify_callback(SslVerifyMode::PEER, |good, context| good || only_an_anchor_is_out_of_date(context));
+    builder.set_verify_callback(SslVerifyMode::PEER, |good, context| {
+        if good { is_of_today(context) } else { only_an_anchor_is_out_of_date(context) }
+    });
     Ok(())
+}
+
+/// Refuses what BoringSSL still takes and the other libraries do not: RSA below 2048 bits, and what is signed over SHA-1.
+/// Asked about each certificate of the path.
+fn is_of_today(context: &mut X509StoreContextRef) -> bool {
+    /// Of the schemes without one, which are Ed25519 and PSS, BoringSSL takes none over SHA-1.
+    const HASHES: [Nid; 4] = [Nid::SHA256, Nid::SHA384, Nid::SHA512, Nid::UNDEF];
+    let is_anchor = is_of_the_anchor(context);
+    let good = context.current_cert().is_some_and(|certificate| {
+        let signature = certificate.signature_algorithm().object().nid().signature_algorithms();
+        let key = certificate.public_key();
+        (is_anchor || signature.is_some_and(|signature| HASHES.contains(&signature.digest)))
+            && key.is_ok_and(|key| key.id() != Id::RSA || has_a_size_of_today(&key))
+    });
+    if !good {
+        context.set_error(Err(X509VerifyError::CERT_REJECTED));
+    }
+    good
 }
 
 /// Forgives that an anchor has expired, as the other libraries do: its dates are no part of what makes it one
@@ -232,12 +256,17 @@ fn trust(builder: &mut SslContextBuilder, certificates: &[CertificateDer<'static
 fn only_an_anchor_is_out_of_date(context: &mut X509StoreContextRef) -> bool {
     let of_date =
         matches!(context.verify_result(), Err(X509VerifyError::CERT_HAS_EXPIRED | X509VerifyError::CERT_NOT_YET_VALID));
-    let last = context.chain().map_or(0, |chain| chain.len().saturating_sub(1));
-    let forgiven = of_date && last > 0 && usize::try_from(context.error_depth()) == Ok(last);
+    // A leaf that is an anchor itself is asked for its dates like any other.
+    let forgiven = of_date && context.error_depth() > 0 && is_of_the_anchor(context);
     if forgiven {
         context.set_error(Ok(()));
     }
     forgiven
+}
+
+/// Whether the question is about the last certificate of the path, which is one of those that the operator named.
+fn is_of_the_anchor(context: &X509StoreContextRef) -> bool {
+    usize::try_from(context.error_depth()).ok() == context.chain().and_then(|chain| chain.len().checked_sub(1))
 }
 
 /// Has core judge the peer's whole chain in place of BoringSSL, and requires one of clients. No names of authorities

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use lictor_boring::BoringBackend;
 use lictor_conformance::{
     certs::{AltName, Authority, Extension, Mesh, Spec},
-    keys::{Key, KeyKind},
+    keys::{Key, KeyKind, SignatureKind},
     pair::{Peer, PeerSettings, Version},
     verifier::Side,
 };
@@ -148,6 +148,34 @@ fn an_agent_and_its_operator_may_have_any_key_of_today() {
             assert_eq!((client.error.is_none(), client.done), (met, met), "{kind:?} {version:?}: {:?}", client.error);
         }
     }
+}
+
+#[test]
+fn what_the_other_libraries_no_longer_take_is_not_taken_here() {
+    let mesh = Mesh::new(6);
+    let roots = [(1024, false), (2048, true)].map(|(bits, good)| {
+        (Authority::root(&mesh.ca("A CA of this size"), KeyKind::RsaByHand(bits)), SignatureKind::RsaSha256, good)
+    });
+    let over_sha1 = [
+        (Authority::root(&mesh.ca("Of RSA"), KeyKind::RsaByHand(2048)), SignatureKind::RsaSha1, false),
+        (Authority::root(&mesh.ca("Of P-256"), KeyKind::P256), SignatureKind::EcdsaSha1, false),
+        (Authority::root(&mesh.ca("Of P-256"), KeyKind::P256), SignatureKind::EcdsaSha512, true),
+        (Authority::root(&mesh.ca("Of PSS"), KeyKind::Rsa2048), SignatureKind::RsaPssSha256, true),
+    ];
+    for (root, signature, good) in roots.into_iter().chain(over_sha1) {
+        let key = Key::generate(KeyKind::P256);
+        let settings = AgentTls { client: Some(operator(&mesh)), ..settings(&root) };
+        let chain = vec![root.issue(&agent(&mesh).signed(signature), &key)];
+        let (client, _) = meet(&settings, NAME, chain, key, Version::Tls13);
+        let refused = matches!(client.error, Some(SessionError::Protocol(_)));
+        assert_eq!((client.done, refused), (good, !good), "{signature:?}: {:?}", client.error);
+    }
+    // A root's own signature proves nothing, whatever it is made over.
+    let old = Authority::root(&mesh.ca("Old").signed(SignatureKind::EcdsaSha1), KeyKind::P256);
+    let key = Key::generate(KeyKind::P256);
+    let settings = AgentTls { client: Some(operator(&mesh)), ..settings(&old) };
+    let (client, _) = meet(&settings, NAME, vec![old.issue(&agent(&mesh), &key)], key, Version::Tls12);
+    assert_eq!((&client.error, client.done), (&None, true));
 }
 
 #[test]
