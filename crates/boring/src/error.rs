@@ -85,7 +85,9 @@ fn session_error(ssl: &SslRef, errors: &ErrorStack) -> SessionError {
             ffi::SSL_R_CANNOT_PARSE_LEAF_CERT => return SessionError::Rejected(RejectReason::Malformed),
             ffi::SSL_R_KEY_USAGE_BIT_INCORRECT => return SessionError::Rejected(RejectReason::KeyUsage),
             ffi::SSL_R_BAD_ECC_CERT => return SessionError::Rejected(RejectReason::UnsupportedAlgorithm),
-            ffi::SSL_R_INAPPROPRIATE_FALLBACK
+            // The answer to a hello that `policy` refuses.
+            ffi::SSL_R_CONNECTION_REJECTED
+            | ffi::SSL_R_INAPPROPRIATE_FALLBACK
             | ffi::SSL_R_NO_COMMON_SIGNATURE_ALGORITHMS
             | ffi::SSL_R_NO_SHARED_CIPHER
             | ffi::SSL_R_NO_SHARED_GROUP

@@ -9,7 +9,10 @@ use std::ptr;
 use boring::{
     error::ErrorStack,
     fips,
-    ssl::{SslContext, SslContextBuilder, SslMethod, SslMode, SslOptions, SslRef, SslSessionCacheMode, SslVersion},
+    ssl::{
+        ClientHello, ExtensionType, SelectCertError, SslContext, SslContextBuilder, SslMethod, SslMode, SslOptions,
+        SslRef, SslSessionCacheMode, SslVersion,
+    },
     version::version,
 };
 use boring_sys as ffi;
@@ -88,7 +91,7 @@ pub(crate) fn crypto(backend: &'static str, library: String, policy: &TlsPolicy)
     let missing = |asked: Vec<&'static str>, served: &[&str]| {
         asked.into_iter().filter(|name| !served.contains(name)).collect::<Vec<_>>().join(", ")
     };
-    let differs = [
+    let mut differs: Vec<String> = [
         missing(policy.suites(), &suites),
         missing(policy.groups(), &groups),
         missing(SIGNATURE_SCHEMES.to_vec(), &signature_schemes),
@@ -97,6 +100,9 @@ pub(crate) fn crypto(backend: &'static str, library: String, policy: &TlsPolicy)
     .filter(|missing| !missing.is_empty())
     .map(|missing| format!("not served, because BoringSSL's FIPS policy leaves it out: {missing}"))
     .collect();
+    if fips::enabled() && policy.tls12 {
+        differs.push("a TLS 1.2 peer without the extended master secret (RFC 7627) is refused".to_owned());
+    }
     Crypto { backend, library, fips: fips(), versions: policy.versions(), suites, groups, signature_schemes, differs }
 }
 
@@ -153,12 +159,25 @@ fn settle(method: SslMethod, policy: &TlsPolicy) -> Result<SslContextBuilder, Er
     Ok(builder)
 }
 
-/// Sets BoringSSL's FIPS policy of 2026-09. What is set after it takes away from it and adds nothing.
+/// Sets BoringSSL's FIPS policy of 2026-09, and refuses what it lets pass although FIPS does not approve of it: keys of
+/// TLS 1.2 that do not come of the whole handshake (RFC 7627). What is set after it takes away and adds nothing.
 #[expect(unsafe_code, reason = "the crate has no name for the policy that admits X25519MLKEM768")]
 fn comply(builder: &mut SslContextBuilder) -> Result<(), ErrorStack> {
     let policy = ffi::ssl_compliance_policy_t::ssl_compliance_policy_fips_202609;
     // SAFETY: the context lives.
-    done(unsafe { ffi::SSL_CTX_set_compliance_policy(builder.as_ptr(), policy) })
+    done(unsafe { ffi::SSL_CTX_set_compliance_policy(builder.as_ptr(), policy) })?;
+    builder.set_select_certificate_callback(|hello| {
+        let has_the_extension = hello.get_extension(ExtensionType::EXTENDED_MASTER_SECRET).is_some();
+        if has_the_extension || offers_tls13(&hello) { Ok(()) } else { Err(SelectCertError::ERROR) }
+    });
+    Ok(())
+}
+
+/// Whether TLS 1.3 is on the list of versions, which stands behind its length (RFC 8446, section 4.2.1).
+fn offers_tls13(hello: &ClientHello<'_>) -> bool {
+    const TLS13: [u8; 2] = [3, 4];
+    let versions = hello.get_extension(ExtensionType::SUPPORTED_VERSIONS).and_then(|list| list.get(1..));
+    versions.is_some_and(|versions| versions.chunks(2).any(|version| version == TLS13))
 }
 
 /// Sets the suites of both versions, in their order.
@@ -272,7 +291,7 @@ mod tests {
         assert!(!told.fips.means.contains("validated"), "nobody has validated this version: {}", told.fips.means);
         assert_eq!(told.suites, SUITES.into_iter().filter(|suite| suite.contains("_GCM_")).collect::<Vec<_>>());
         assert_eq!(told.groups, ["X25519MLKEM768", "secp256r1", "secp384r1"]);
-        assert_eq!(told.differs.len(), 3, "suites, groups and schemes: {:?}", told.differs);
+        assert_eq!(told.differs.len(), 4, "suites, groups, schemes, the master secret: {:?}", told.differs);
         let classical = self::told(&TlsPolicy { hybrid_first: false, tls12: false });
         assert_eq!(classical.groups, ["secp256r1", "secp384r1"]);
     }

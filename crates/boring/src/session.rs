@@ -2,6 +2,7 @@
 
 use boring::{
     error::ErrorStack,
+    fips,
     ssl::{Error, Ssl, SslContextRef, SslRef, SslStream},
 };
 use boring_sys as ffi;
@@ -61,6 +62,18 @@ impl Session {
         no_errors_left(|| call(&mut self.stream).map_err(|error| stop(self.stream.ssl(), &error)))
     }
 
+    /// Refuses what FIPS does not approve of although BoringSSL's own policy lets it pass: keys of TLS 1.2 that do not
+    /// come of the whole handshake (RFC 7627). A server has refused them at the hello.
+    #[expect(unsafe_code, reason = "the crate has no call for it")]
+    fn must_be_approved(&self) -> Result<(), Stop> {
+        // SAFETY: the pointer is that of a live connection.
+        if !fips::enabled() || unsafe { ffi::SSL_get_extms_support(self.stream.ssl().as_ptr()) } == 1 {
+            return Ok(());
+        }
+        let why = "the server does not have the extended master secret, which FIPS asks for".to_owned();
+        Err(Stop::Failed(SessionError::NothingInCommon(why)))
+    }
+
     /// Bounds what the peer may send after the handshake: nothing as large as a list of certificates.
     #[expect(unsafe_code, reason = "the crate has no call for it")]
     fn expect_small_messages(&mut self) {
@@ -81,7 +94,7 @@ impl Engine for Session {
             Role::Client => stream.connect(),
         })?;
         self.expect_small_messages();
-        Ok(())
+        self.must_be_approved()
     }
 
     fn read(&mut self, into: &mut [u8]) -> Result<usize, Stop> {

@@ -7,7 +7,7 @@ use lictor_conformance::{
     certs::Mesh,
     handshake::nothing_left,
     hello::{ClientHello, extension, names},
-    pair::{Ours, Peer, PeerSettings, our_context, talk, ways},
+    pair::{Ours, Peer, PeerSettings, Version, our_context, talk, ways},
     rows::Case,
     verifier::{Side, judge},
 };
@@ -89,5 +89,25 @@ fn peers_that_know_only_what_fips_does_not_approve_of_are_refused() {
                 assert!(told, "{what} {way}: {:?}", ours.failed);
             }
         }
+    }
+}
+
+#[test]
+fn a_tls_1_2_client_without_the_extended_master_secret_is_refused() {
+    let (backend, mesh) = (BoringBackend::new().unwrap(), Mesh::new(3));
+    let context = our_context(&backend, &mesh, &TlsPolicy::default());
+    let case = Case::issued(&mesh.leaf(), &mesh.root, &[], &[&mesh.root]);
+    let mut settings = PeerSettings::new(case.chain.clone(), case.key.clone(), Version::Tls12);
+    for both_versions in [false, true] {
+        settings.both_versions = both_versions;
+        let mut hello = Peer::new(&settings, Side::Inbound).sent();
+        // The extension is empty: type 23, length 0. Under a type that nobody knows it is as good as not there.
+        let at = hello.windows(4).position(|bytes| bytes == [0, 23, 0, 0]).expect("rustls offers it");
+        hello[at..at + 2].copy_from_slice(&[0x5a, 0x5a]);
+        let mut ours = Ours::new(context.as_ref(), judge(&mesh, &case, Side::Inbound), Side::Inbound);
+        ours.take(&hello);
+        let refused = matches!(ours.failed, Some(SessionError::NothingInCommon(_)));
+        assert_eq!(refused, !both_versions, "one that speaks TLS 1.3 goes on: {:?}", ours.failed);
+        assert_eq!(nothing_left(&ours), Ok(()));
     }
 }
