@@ -347,6 +347,8 @@ unsafe extern "C" {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use lictor_conformance::{
         certs,
         pair::{Ours, Peer, PeerSettings, our_context, our_leaf, talk, ways},
@@ -379,9 +381,9 @@ mod tests {
 
     #[test]
     fn a_panic_under_the_callback_is_a_refusal_and_goes_no_further() {
+        static PANICS: LazyLock<SignatureAlgorithms> = LazyLock::new(|| SignatureAlgorithms::new(vec![&Panics]));
         let mesh = certs::Mesh::new(1);
-        let panics: &'static SignatureAlgorithms = Box::leak(Box::new(SignatureAlgorithms::new(vec![&Panics])));
-        let context = Mesh::build(&our_leaf(&mesh), &TlsPolicy::default(), panics).unwrap();
+        let context = Mesh::build(&our_leaf(&mesh), &TlsPolicy::default(), &PANICS).unwrap();
         let good = our_context(&OpensslBackend::new().unwrap(), &mesh, &TlsPolicy::default());
         let case = Case::issued(&mesh.leaf(), &mesh.root, &[], &[&mesh.root]);
         for (side, version, way) in ways() {
