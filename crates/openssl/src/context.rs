@@ -216,10 +216,10 @@ fn trust(builder: &mut SslContextBuilder, certificates: &[CertificateDer<'static
 /// Forgives that an anchor has expired, as the other libraries do: its dates are no part of what makes it one
 /// (RFC 5280, section 6.1.1).
 fn only_an_anchor_is_out_of_date(context: &mut X509StoreContextRef) -> bool {
-    let of_date =
+    let out_of_date =
         matches!(context.error().as_raw(), ffi::X509_V_ERR_CERT_HAS_EXPIRED | ffi::X509_V_ERR_CERT_NOT_YET_VALID);
     let last = context.chain().map_or(0, |chain| chain.len().saturating_sub(1));
-    let forgiven = of_date && last > 0 && usize::try_from(context.error_depth()) == Ok(last);
+    let forgiven = out_of_date && last > 0 && usize::try_from(context.error_depth()) == Ok(last);
     if forgiven {
         context.set_error(X509VerifyResult::OK);
     }
