@@ -12,6 +12,7 @@ mod app;
 mod cases;
 mod forge;
 mod helper;
+mod libraries;
 mod lictor;
 mod peer;
 mod ports;

@@ -37,17 +37,6 @@ pub(crate) fn binary() -> Result<PathBuf> {
     Ok(target.join("checked").join("lictor"))
 }
 
-/// The binaries on other libraries, which are peers of the one under test: `LICTOR_BINS=rustls=PATH,openssl=PATH`.
-pub(crate) fn libraries() -> Result<Vec<(String, PathBuf)>> {
-    let named = std::env::var("LICTOR_BINS").unwrap_or_default();
-    let pairs = named.split(',').filter(|pair| !pair.is_empty()).map(|pair| {
-        let (library, path) = pair.split_once('=').with_context(|| format!("LICTOR_BINS: no = in {pair:?}"))?;
-        ensure!(Path::new(path).is_file(), "LICTOR_BINS names no file for {library}: {path}");
-        Ok((library.to_owned(), PathBuf::from(path)))
-    });
-    pairs.collect()
-}
-
 /// A command line in the making.
 pub(crate) struct Setup {
     name: String,

@@ -16,7 +16,9 @@ use tokio::sync::Semaphore;
 
 use crate::{
     agent::{Consul, Kind, Version, image_from_environment},
-    cases, lictor,
+    cases,
+    libraries::{self, Library},
+    lictor,
     world::{NotRun, World},
 };
 
@@ -184,7 +186,7 @@ pub fn run() -> ExitCode {
     })];
     for case in cases::all() {
         for (label, agent) in [("embedded", Found::There(Kind::Embedded)), ("real", begun.real.clone())] {
-            trials.push(trial(case, label, &agent, &begun.binary, &gate, &results));
+            trials.push(trial(case, label, &agent, &begun, &gate, &results));
         }
     }
     let conclusion = libtest_mimic::run(&arguments, trials);
@@ -197,14 +199,16 @@ pub fn run() -> ExitCode {
 /// What was found before the first case.
 struct Begun {
     binary: PathBuf,
+    libraries: Arc<[Library]>,
     real: Found,
-    /// The line that says which agents there were.
-    line: String,
+    /// The lines that say which libraries and which agents there were.
+    lines: [String; 2],
 }
 
 fn prepare(arguments: &Arguments) -> Result<Begun> {
     if arguments.list {
-        return Ok(Begun { binary: PathBuf::new(), real: Found::Missing, line: String::new() });
+        let (libraries, lines) = (Arc::new([]), Default::default());
+        return Ok(Begun { binary: PathBuf::new(), libraries, real: Found::Missing, lines });
     }
     let (real, line) = match (image_from_environment(), Consul::find()?) {
         (Some(image), _) => {
@@ -221,19 +225,22 @@ fn prepare(arguments: &Arguments) -> Result<Begun> {
     };
     let binary = lictor::binary()?;
     println!("binary under test: {}", binary.display());
-    println!("{line}");
-    Ok(Begun { binary, real, line })
+    let libraries: Arc<[Library]> = libraries::from_environment(&binary)?.into();
+    let lines = [libraries::line(&libraries), line];
+    lines.iter().for_each(|line| println!("{line}"));
+    Ok(Begun { binary, libraries, real, lines })
 }
 
 fn trial(
     case: Case,
     label: &'static str,
     agent: &Found,
-    binary: &std::path::Path,
+    begun: &Begun,
     gate: &Arc<Semaphore>,
     results: &Results,
 ) -> Trial {
-    let (agent, binary, gate, results) = (agent.clone(), binary.to_owned(), Arc::clone(gate), Arc::clone(results));
+    let (agent, gate, results) = (agent.clone(), Arc::clone(gate), Arc::clone(results));
+    let (binary, libraries) = (begun.binary.clone(), Arc::clone(&begun.libraries));
     let trial = Trial::ignorable_test(case.name, move || {
         let note = |outcome: Outcome| results.lock().push((case.name.to_owned(), label, outcome));
         if let Some(why) = case.not_run(&agent) {
@@ -241,7 +248,8 @@ fn trial(
             return Ok(Completion::ignored_with(format!("not run: {why}")));
         }
         let Found::There(kind) = agent else { return Err(Failed::from("no agent")) };
-        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| play(case, kind, binary, &gate)));
+        let outcome =
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| play(case, kind, binary, libraries, &gate)));
         match outcome {
             Ok(Ok(())) => {
                 note(Outcome::Passed);
@@ -266,9 +274,9 @@ fn trial(
     trial.with_kind(label).with_ignored_flag(case.drill)
 }
 
-fn play(case: Case, kind: Kind, binary: PathBuf, gate: &Semaphore) -> Result<()> {
+fn play(case: Case, kind: Kind, binary: PathBuf, libraries: Arc<[Library]>, gate: &Semaphore) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let world = Arc::new(World::new(kind, binary)?);
+    let world = Arc::new(World::new(kind, binary, libraries)?);
     let outputs = world.outputs();
     let outcome = runtime.block_on(async {
         let _slots = gate.acquire_many(case.slots).await?;
@@ -335,5 +343,5 @@ fn report(begun: &Begun, results: &[(String, &'static str, Outcome)]) {
             count(|outcome| matches!(outcome, Outcome::NotRun(_))),
         );
     }
-    println!("{}", begun.line);
+    begun.lines.iter().for_each(|line| println!("{line}"));
 }

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use crate::{
     agent::{Agent, Kind, Options},
     app::{self, App, Manner},
+    libraries::Library,
     lictor::{Lictor, Setup},
     peer::{Client, Server, ServerOptions},
     ports,
@@ -37,17 +38,23 @@ pub(crate) type Outputs = Arc<Mutex<Vec<(String, Output)>>>;
 pub(crate) struct World {
     pub(crate) kind: Kind,
     binary: PathBuf,
+    libraries: Arc<[Library]>,
     folder: tempfile::TempDir,
     outputs: Outputs,
 }
 
 impl World {
-    pub(crate) fn new(kind: Kind, binary: PathBuf) -> Result<Self> {
-        Ok(Self { kind, binary, folder: tempfile::tempdir()?, outputs: Outputs::default() })
+    pub(crate) fn new(kind: Kind, binary: PathBuf, libraries: Arc<[Library]>) -> Result<Self> {
+        Ok(Self { kind, binary, libraries, folder: tempfile::tempdir()?, outputs: Outputs::default() })
     }
 
     pub(crate) fn binary(&self) -> &Path {
         &self.binary
+    }
+
+    /// The binaries that are to meet each other; the one under test alone where no others were named.
+    pub(crate) fn libraries(&self) -> &[Library] {
+        &self.libraries
     }
 
     pub(crate) fn folder(&self) -> &Path {

@@ -1,8 +1,7 @@
-//! Foreign peers: the openssl command, and Consul's own proxy.
+//! A foreign peer: Consul's own proxy.
 
 use std::{
     net::SocketAddr,
-    process::Stdio,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -11,14 +10,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use tokio::{
-    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
-    process::{Child, Command},
-};
+use tokio::process::Command;
 
 use crate::{
     agent::{Agent, Kind},
-    app::{self, App, Manner},
+    app::{self, App},
     ports,
     process::Process,
     runner::{Case, case},
@@ -29,79 +25,10 @@ use crate::{
 const NO_BINARY: &str = "Consul's own proxy comes with a real consul";
 
 pub(crate) const CASES: &[Case] = &[
-    case!(interop_openssl_clients_pass_with_a_certificate_and_not_without),
-    case!(interop_openssl_servers_are_reached),
     case!(interop_consuls_proxy_calls_us_and_a_deny_stops_it).real(NO_BINARY),
     case!(interop_we_call_consuls_proxy_and_a_deny_stops_us).real(NO_BINARY),
     case!(interop_consuls_proxy_calls_us_while_the_root_rotates).real(NO_BINARY).heavy(),
 ];
-
-async fn interop_openssl_clients_pass_with_a_certificate_and_not_without(world: Arc<World>) -> Result<()> {
-    let api = world.inbound(Manner::Echo).await?;
-    let identity = api.agent.identity("web").await?;
-    let cert = world.file("web.pem", &identity.chain_pem)?;
-    let key = world.file("web-key.pem", &identity.key_pem)?;
-    let roots = world.file("roots.pem", &api.agent.roots().await?.concat())?;
-    for version in ["-tls1_2", "-tls1_3"] {
-        for with_certificate in [true, false] {
-            let mut command = Command::new("openssl");
-            command.args(["s_client", "-quiet", "-verify_quiet", version, "-connect"]).arg(api.public().to_string());
-            command.arg("-CAfile").arg(&roots).arg("-verify_return_error");
-            if with_certificate {
-                command.arg("-cert").arg(&cert).arg("-cert_chain").arg(&cert).arg("-key").arg(&key);
-            }
-            let before = api.app.accepted();
-            let said = lines_through(&mut command, "hello from openssl").await?;
-            if with_certificate {
-                ensure!(said.as_deref() == Some("hello from openssl"), "{version}: {said:?}");
-                ensure!(api.app.accepted() == before + 1);
-            } else {
-                ensure!(said.is_none() && api.app.accepted() == before, "{version}: served without a certificate");
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Sends a line to a command's input and gives the first line of its output, or none where it ends without one.
-async fn lines_through(command: &mut Command, line: &str) -> Result<Option<String>> {
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
-    let mut child: Child = command.spawn().context("cannot run openssl")?;
-    let mut input = child.stdin.take().context("no stdin")?;
-    let output = child.stdout.take().context("no stdout")?;
-    let _ = input.write_all(format!("{line}\n").as_bytes()).await;
-    let first = wait::within("a line from openssl", SOON, BufReader::new(output).lines().next_line()).await??;
-    child.kill().await?;
-    Ok(first)
-}
-
-async fn interop_openssl_servers_are_reached(world: Arc<World>) -> Result<()> {
-    for version in ["-tls1_2", "-tls1_3"] {
-        let web = world.outbound().await?;
-        let identity = web.agent.identity("api").await?;
-        let cert = world.file("api.pem", &identity.chain_pem)?;
-        let key = world.file("api-key.pem", &identity.key_pem)?;
-        let roots = world.file("api-roots.pem", &web.agent.roots().await?.concat())?;
-        let address = ports::free()?;
-        let mut command = Command::new("openssl");
-        command.args(["s_server", version, "-rev", "-Verify", "4", "-verify_return_error", "-accept"]);
-        command.arg(address.to_string()).arg("-cert").arg(&cert).arg("-key").arg(&key).arg("-CAfile").arg(&roots);
-        let server = Process::start("openssl s_server", &mut command)?;
-        app::listening(address).await?;
-        web.add("api-1", address).await?;
-        let outcome = wait::until("a reversed line", SOON, || async {
-            let mut stream = app::connect(web.local).await?;
-            stream.write_all(b"stressed\n").await?;
-            let mut line = String::new();
-            let mut reader = BufReader::new(&mut stream);
-            wait::within("a line", Duration::from_secs(2), reader.read_line(&mut line)).await??;
-            ensure!(line.trim() == "desserts", "{line:?}");
-            Ok(())
-        });
-        outcome.await.with_context(|| format!("{version}: openssl says {}", server.output().tail(10)))?;
-    }
-    Ok(())
-}
 
 /// Consul's own proxy for a registered sidecar.
 fn consuls_proxy(world: &World, agent: &Agent, service_id: &str) -> Result<Process> {
