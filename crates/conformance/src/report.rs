@@ -148,16 +148,24 @@ impl Report {
         &self.lines
     }
 
-    /// Prints the table, and appends its lines to the file that `LICTOR_CONFORMANCE_REPORT` names.
+    /// Appends the lines to the file that `LICTOR_CONFORMANCE_REPORT` names, and judges them.
     ///
     /// # Panics
-    /// When a row failed, when one stands twice, when none was run at all, or when the file cannot be written.
-    #[expect(clippy::print_stdout, reason = "the table is what a person runs the suite for")]
+    /// As [`judge`](Self::judge) does, or when the file cannot be written.
     pub fn conclude(self) {
-        println!("{self}");
         if let Some(path) = std::env::var_os("LICTOR_CONFORMANCE_REPORT") {
             self.append_to(path.as_ref()).expect("the file of LICTOR_CONFORMANCE_REPORT can be written");
         }
+        self.judge();
+    }
+
+    /// Prints the table and judges it: for who runs a family once more in an odd way, which is no second entry.
+    ///
+    /// # Panics
+    /// When a row failed, when one stands twice, or when none was run at all.
+    #[expect(clippy::print_stdout, reason = "the table is what a person runs the suite for")]
+    pub fn judge(self) {
+        println!("{self}");
         let failed = self.lines.iter().filter(|line| matches!(line.outcome, Outcome::Fail(_))).count();
         let passed = self.lines.iter().filter(|line| matches!(line.outcome, Outcome::Pass(_))).count();
         let mut known = BTreeSet::new();

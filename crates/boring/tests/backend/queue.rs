@@ -24,7 +24,7 @@ fn no_call_leaves_an_error_for_the_next_one_whatever_it_came_to() {
     let about_sessions =
         ["verifier", "handshake", "pieces", "ends", "versions", "verdicts", "damage", "material", "agent"];
     for family in suite::families().iter().filter(|family| about_sessions.contains(&family.name)) {
-        family.run(&backend, seed()).conclude();
+        family.run(&backend, seed()).judge();
     }
 }
 
