@@ -21,7 +21,7 @@
 //! * Keys made by hand (RSA-1024, RSA-8192) and those that rustls cannot load (secp256k1) sign no handshake: the peer
 //!   sends a signature that is none. All of them must be refused before it is looked at, and the rows ask for our
 //!   own reason, so a backend that looked first would be found out.
-//! * N95 and N96 are about sessions, and A72 needs a clock that stands still: the level of the paths lists them as gaps.
+//! * A72 needs a clock that stands still: the level of the paths lists it as a gap.
 //! * An end of N89 by our own bound, and an empty list from a server, need no alert: rustls sends none.
 //! * Vectors of other projects (x509-limbo, BetterTLS) are not imported.
 

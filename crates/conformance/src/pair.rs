@@ -312,6 +312,8 @@ pub struct PeerSettings {
     pub max_fragment: Option<usize>,
     /// The client that it is, with the sessions that it remembers.
     pub memory: Option<Arc<ClientConfig>>,
+    /// The server that it is, with the sessions that it remembers.
+    pub memory_as_server: Option<Arc<ServerConfig>>,
 }
 
 impl PeerSettings {
@@ -334,6 +336,7 @@ impl PeerSettings {
             alpn: Vec::new(),
             max_fragment: None,
             memory: None,
+            memory_as_server: None,
         }
     }
 
@@ -490,7 +493,10 @@ impl Peer {
                 let config = settings.memory.clone().unwrap_or_else(|| Arc::new(settings.client(&witness)));
                 Self::client(config, witness)
             }
-            Side::Outbound => Self::server(Arc::new(settings.server(&witness)), witness),
+            Side::Outbound => {
+                let config = settings.memory_as_server.clone().unwrap_or_else(|| Arc::new(settings.server(&witness)));
+                Self::server(config, witness)
+            }
         }
     }
 

@@ -6,6 +6,7 @@
 use std::{io, sync::Arc, time::Duration};
 
 use lictor_core::TlsBackend;
+use rustls::HandshakeKind;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -16,10 +17,10 @@ use crate::{
     certs::Mesh,
     pair::{Peer, PeerSettings, Version, ways},
     paths::{GREETING, PATIENCE, Scene, Stand, connect},
-    records,
+    records::{self, Forger},
     report::Report,
-    rows::Case,
-    session::records_of_a_handshake,
+    rows::{Case, Row, rows},
+    session::{records_of_a_handshake, second_handshake},
     verifier::Side,
 };
 
@@ -48,6 +49,8 @@ pub fn run(backend: &Arc<dyn TlsBackend>, seed: u64) -> Report {
                 let row = format!("the peer ends {}", end.words());
                 report.add(&row, way, peer_ends(&scene, &settings, side, end).await);
             }
+            report.add(&title("N95"), way, resumption(&scene, &settings, side).await);
+            report.add(&title("N96"), way, second_certificate(&scene, &settings, side).await);
             report.add("the application ends first", way, application_ends(&scene, &settings, side).await);
             if version == Version::Tls13 {
                 report.add("keys change between data", way, keys_change(&scene, &settings, side).await);
@@ -56,6 +59,11 @@ pub fn run(backend: &Arc<dyn TlsBackend>, seed: u64) -> Report {
         scene.abort();
     });
     report
+}
+
+/// The name of a row of the table.
+fn title(id: &str) -> String {
+    rows().iter().find(|row| row.id == id).map(Row::title).unwrap_or_default()
 }
 
 /// How a peer ends.
@@ -223,6 +231,40 @@ fn is_reset((got, end): (Vec<u8>, io::Result<usize>), peer: &Peer) -> Outcome {
             Ok("a reset at the application".to_owned())
         }
         other => Err(format!("the application saw {other:?} instead of a reset; {:?} {:?}", peer.alert, peer.error)),
+    }
+}
+
+/// A peer that would resume meets a full handshake, and so a full verdict, each time.
+async fn resumption(scene: &Scene, settings: &PeerSettings, side: Side) -> Outcome {
+    let witness = Arc::default();
+    let mut settings = settings.clone();
+    match side {
+        Side::Inbound => settings.memory = Some(Arc::new(settings.client(&witness))),
+        Side::Outbound => settings.memory_as_server = Some(Arc::new(settings.server(&witness))),
+    }
+    for round in 0..3 {
+        let joined = Joined::new(scene, &settings, side).await?;
+        match joined.peer.connection.handshake_kind() {
+            Some(HandshakeKind::Full | HandshakeKind::FullWithHelloRetryRequest) => {}
+            other => return Err(format!("handshake {round} was {other:?}")),
+        }
+    }
+    Ok("full handshakes".to_owned())
+}
+
+/// Under a permit there is one certificate: who begins anew is cut off from the application.
+async fn second_certificate(scene: &Scene, settings: &PeerSettings, side: Side) -> Outcome {
+    let Joined { peer, mut stream, mut application } = Joined::new(scene, settings, side).await?;
+    let leaf = settings.chain.first().ok_or("no certificate")?.clone();
+    let mut forger = Forger::take_over(peer, settings.version);
+    let message = second_handshake(&leaf, side, settings.version);
+    let record = forger.seal(records::HANDSHAKE, &message);
+    stream.write_all(&record).await.map_err(|error| error.to_string())?;
+    match read_out(&mut application).await? {
+        (got, Err(error)) if got.is_empty() && error.kind() == io::ErrorKind::ConnectionReset => {
+            Ok("a reset at the application".to_owned())
+        }
+        other => Err(format!("the application saw {other:?} instead of a reset")),
     }
 }
 

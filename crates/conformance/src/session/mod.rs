@@ -18,8 +18,8 @@ use lictor_core::{Judge, MeshContext, TlsBackend, TlsPolicy};
 
 pub use self::{
     damage::damage, ends::ends, ends::records_of_a_handshake, key_updates::key_updates, material::material,
-    meetings::meetings, pieces::pieces, records::records, resumption::resumption, sizes::sizes, verdicts::verdicts,
-    versions::versions,
+    meetings::meetings, pieces::pieces, records::records, resumption::resumption, sizes::sizes,
+    verdicts::second_handshake, verdicts::verdicts, versions::versions,
 };
 use crate::{
     certs::Mesh,

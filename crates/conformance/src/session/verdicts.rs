@@ -80,26 +80,7 @@ fn nothing_is_resumed(stage: &Stage, side: Side, version: Version) -> Scene {
 fn no_second_handshake(stage: &Stage, side: Side, version: Version) -> Scene {
     let (mut ours, peer) = stage.joined(side, version)?;
     let mut forger = Forger::take_over(peer, version);
-    let (kind, body): (u8, Vec<u8>) = match (side, version) {
-        // A Certificate that nobody asked for: an empty context and one entry, without extensions.
-        (Side::Inbound, Version::Tls13) => {
-            let leaf = &stage.case.chain[0];
-            let length = |n: usize| u32::try_from(n).unwrap_or_default().to_be_bytes();
-            let entry = [&length(leaf.len())[1..], leaf, &[0, 0]].concat();
-            (11, [&[0], &length(entry.len())[1..], &entry].concat())
-        }
-        // A CertificateRequest: a context, and the one extension that it must have.
-        (Side::Outbound, Version::Tls13) => (13, vec![1, 7, 0, 8, 0, 13, 0, 4, 0, 2, 4, 3]),
-        // A ClientHello, and the request for one.
-        (Side::Inbound, Version::Tls12) => {
-            let mut body = vec![3, 3];
-            body.extend([7; 32]);
-            body.extend([0, 0, 2, 0xc0, 0x2b, 1, 0, 0, 0]);
-            (1, body)
-        }
-        (Side::Outbound, Version::Tls12) => (0, Vec::new()),
-    };
-    ours.take(&forger.seal(records::HANDSHAKE, &records::message(kind, &body)));
+    ours.take(&forger.seal(records::HANDSHAKE, &second_handshake(&stage.case.chain[0], side, version)));
     kept_promises(&ours)?;
     let sent = ours.sent();
     let alerts = match version {
@@ -117,6 +98,28 @@ fn no_second_handshake(stage: &Stage, side: Side, version: Version) -> Scene {
     }
 }
 
+/// The message with which a peer begins another handshake, or shows another certificate, where none is due.
+pub fn second_handshake(leaf: &[u8], side: Side, version: Version) -> Vec<u8> {
+    let (kind, body): (u8, Vec<u8>) = match (side, version) {
+        // A Certificate that nobody asked for: an empty context and one entry, without extensions.
+        (Side::Inbound, Version::Tls13) => {
+            let length = |n: usize| u32::try_from(n).unwrap_or_default().to_be_bytes();
+            let entry = [&length(leaf.len())[1..], leaf, &[0, 0]].concat();
+            (11, [&[0], &length(entry.len())[1..], &entry].concat())
+        }
+        // A CertificateRequest: a context, and the one extension that it must have.
+        (Side::Outbound, Version::Tls13) => (13, vec![1, 7, 0, 8, 0, 13, 0, 4, 0, 2, 4, 3]),
+        // A ClientHello, and the request for one.
+        (Side::Inbound, Version::Tls12) => {
+            let mut body = vec![3, 3];
+            body.extend([7; 32]);
+            body.extend([0, 0, 2, 0xc0, 0x2b, 1, 0, 0, 0]);
+            (1, body)
+        }
+        (Side::Outbound, Version::Tls12) => (0, Vec::new()),
+    };
+    records::message(kind, &body)
+}
 /// No panic crosses a library, and none leaves anything behind on the thread.
 fn panics(stage: &Stage, side: Side, version: Version) -> Scene {
     for _ in 0..2 {
