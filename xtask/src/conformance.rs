@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
 use crate::workspace::{cargo, output, step, target};
@@ -102,8 +102,11 @@ impl Table {
             }
             let key = (line.family, line.row, line.side, line.version, line.wanted);
             let cell = Cell { outcome: line.outcome, reason: line.reason };
-            let again = table.0.entry(key.clone()).or_default().insert(line.backend.clone(), cell);
-            ensure!(again.is_none(), "{key:?} stands twice in the report of {}", line.backend);
+            let cells = table.0.entry(key).or_default();
+            // A backend's own tests may run a family once more. What went wrong once is wrong.
+            if cells.get(&line.backend).is_none_or(|known| known.outcome == "pass") {
+                cells.insert(line.backend, cell);
+            }
         }
         Ok(table)
     }
@@ -169,13 +172,17 @@ mod tests {
     }
 
     #[test]
-    fn a_row_that_failed_is_missing_or_stands_twice_is_found() {
+    fn a_row_that_failed_once_or_is_missing_is_found() {
         let good = BACKENDS.map(|backend| line(backend, "pass", ""));
         assert!(judged(&good).is_ok());
         assert!(judged(&[]).is_err(), "nothing was run");
         assert!(judged(&good[..2]).is_err(), "one library lacks it");
         assert!(judged(&[good[0].clone(), good[1].clone(), line("boring", "fail", "why")]).is_err());
-        assert!(judged(&[good[0].clone(), good[0].clone()]).is_err(), "twice");
+        let once_more = |outcome| good.iter().cloned().chain([line("openssl", outcome, "")]).collect::<Vec<_>>();
+        assert!(judged(&once_more("pass")).is_ok());
+        assert!(judged(&once_more("fail")).is_err(), "in one of two runs");
+        let failed_first = [line("openssl", "fail", "")].into_iter().chain(good.clone()).collect::<Vec<_>>();
+        assert!(judged(&failed_first).is_err(), "in the first of two runs");
     }
 
     #[test]

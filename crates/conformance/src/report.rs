@@ -288,7 +288,8 @@ mod tests {
     #[test]
     #[should_panic(expected = "stands twice")]
     fn a_row_that_stands_twice_is_a_fault_of_the_suite() {
-        let mut report = Report::new("family", "rustls", 1);
+        // Of no library, so that it counts for none where this run is reported.
+        let mut report = Report::new("family", "none", 1);
         report.add("row", Side::Inbound, Ok(String::new()));
         report.add("row", Side::Inbound, Ok(String::new()));
         report.conclude();
