@@ -223,7 +223,10 @@ fn build(set: &FeatureSet, profile: &str) -> Result<PathBuf> {
     let made = target().join(if profile == "dev" { "debug" } else { profile }).join("lictor");
     let kept = kept(set);
     fs::create_dir_all(target().join("sets")).context("cannot create the folder for the binaries")?;
-    fs::copy(&made, &kept).with_context(|| format!("cannot write {}", kept.display()))?;
+    // Renamed into its place, since the one that is there may be running.
+    let new = kept.with_extension("new");
+    fs::copy(&made, &new).with_context(|| format!("cannot write {}", new.display()))?;
+    fs::rename(&new, &kept).with_context(|| format!("cannot name {}", kept.display()))?;
     Ok(kept)
 }
 
