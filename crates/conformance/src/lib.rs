@@ -5,14 +5,19 @@
 //! certificates pass is one table of [`rows`], run at every level.
 //!
 //! [`suite`] lists the families. Each returns a [`Report`]; [`Report::conclude`] prints it as a table (with the seed of
-//! what varies) and fails the test when a row failed. A row that could not be run is in the table as a gap, with its
-//! reason. [`report`] says how the tables of several backends become one.
+//! what varies) and fails the test when a row failed. A row that could not be run, or that a library cannot meet
+//! ([`gaps`]), is in the table as a gap, with its reason. [`report`] says how the tables of several backends become one.
 //!
 //! # The levels
 //!
-//! * [`verifier`], [`bounds`], [`mutants`]: the verifier alone, over a backend's signature verification.
-//! * [`handshake`], [`session`]: sessions in memory, both sides, TLS 1.2 and 1.3, against a peer that forges.
+//! * [`signatures`]: a backend's signature verification; [`verifier`], [`bounds`], [`mutants`]: the verifier over it.
+//! * [`handshake`], [`session`], [`policy`]: sessions in memory, both sides, TLS 1.2 and 1.3, against a peer that forges.
+//! * [`agent`]: sessions with the agent, in memory.
+//! * [`rotation`]: contexts and roots as they change, in memory and under load.
 //! * [`paths`], [`streams`]: the inbound and outbound paths over loopback TCP.
+//!
+//! What a library says before our own code is asked is its own: its words, which alert, and whether there is one. The
+//! class of the error and the reason that is counted are the same for all.
 //!
 //! # What is not tried, and why
 //!
