@@ -74,7 +74,7 @@ pub(crate) const LEGAL: &[FeatureSet] = &[
         features: "openssl-vendored,dev",
         packages: &["openssl", "openssl-sys"],
         families: &["OpenSSL, static"],
-        gate: Gate::Conformance,
+        gate: Gate::Linked,
     },
     FeatureSet {
         name: "lictor-rustls-fips",
