@@ -54,7 +54,7 @@ impl Mesh {
 
 impl MeshContext for Mesh {
     fn accept(&self) -> Result<Box<dyn MeshSession>, SessionError> {
-        Ok(Box::new(engine::Mesh::new(Session::accept(&self.both)?)))
+        Ok(Box::new(engine::mesh(Session::accept(&self.both)?)))
     }
 
     fn connect(&self, server_name: Option<&str>) -> Result<Box<dyn MeshSession>, SessionError> {
@@ -64,7 +64,7 @@ impl MeshContext for Mesh {
             Some(ServerName::DnsName(name)) => ssl.set_hostname(without_dot(name.as_ref())),
             _ => Ok(()),
         })?;
-        Ok(Box::new(engine::Mesh::new(session)))
+        Ok(Box::new(engine::mesh(session)))
     }
 }
 
@@ -104,7 +104,7 @@ impl AgentContext for Agent {
                 ssl.set_hostname(without_dot(&name))
             }
         })?;
-        Ok(Box::new(engine::Agent::new(session)))
+        Ok(Box::new(engine::agent(session)))
     }
 }
 

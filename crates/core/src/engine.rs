@@ -12,13 +12,12 @@ use std::{
 
 use crate::{
     buf::Buf,
-    judgement::{Judge, Verdict, judging, not_judging},
     records::{
         MAX_PLAINTEXT, PROTOCOL_VERSION_ALERT, RECORD_OVERHEAD, asks_for_less_than_tls12, cannot_be_tls, first_record,
         is_bare_close, is_handshake, whole_records,
     },
-    tls::{AgentSession, Established, HandshakeStep, MeshSession, Progress, Session, SessionError, TlsFacts},
-    verify::RejectReason,
+    session::{self, Records},
+    tls::{Progress, SessionError, TlsFacts},
 };
 
 /// The two buffers that stand in for a socket.
@@ -106,91 +105,19 @@ pub enum Stop {
     Failed(SessionError),
 }
 
-/// A session with another service of the mesh.
+/// A session with another service of the mesh over a library that has just begun.
+pub fn mesh<E: Engine>(engine: E) -> session::Mesh<Streamed<E>> {
+    session::Mesh::new(Streamed::new(engine))
+}
+
+/// A session with the agent over a library that has just begun.
+pub fn agent<E: Engine>(engine: E) -> session::Agent<Streamed<E>> {
+    session::Agent::new(Streamed::new(engine))
+}
+
+/// The records of one connection over such a library.
 #[derive(Debug)]
-pub struct Mesh<E> {
-    records: Records<E>,
-    verdict: Option<Verdict>,
-}
-
-impl<E: Engine> Mesh<E> {
-    /// A session at its beginning.
-    pub fn new(engine: E) -> Self {
-        Self { records: Records::new(engine), verdict: None }
-    }
-}
-
-impl<E: Engine> Session for Mesh<E> {
-    fn open(&mut self, wire: &mut Buf, plain: &mut Buf, out: &mut Buf) -> Result<Progress, SessionError> {
-        not_judging(|| self.records.open(wire, plain, out))
-    }
-
-    fn seal(&mut self, plain: &[u8], out: &mut Buf) -> Result<(), SessionError> {
-        not_judging(|| self.records.seal(plain, out))
-    }
-
-    fn close(&mut self, out: &mut Buf) -> Result<(), SessionError> {
-        not_judging(|| self.records.close(out))
-    }
-}
-
-impl<E: Engine> MeshSession for Mesh<E> {
-    fn handshake(&mut self, judge: &Judge, wire: &mut Buf, out: &mut Buf) -> Result<HandshakeStep, SessionError> {
-        let Self { records, verdict } = self;
-        let mut result = judging(judge, verdict, || records.handshake(wire, out));
-        // Our own refusal is the reason, whatever words the library found for it, and whatever it did in spite of it.
-        if let Some(Err(reason)) = verdict {
-            result = Err(records.failed_by(SessionError::Rejected(*reason)));
-        }
-        if !result? {
-            return Ok(HandshakeStep::NeedInput);
-        }
-        if records.engine.resumed() {
-            return Err(records.failed_by(SessionError::Rejected(RejectReason::Resumed)));
-        }
-        let Some(Ok(peer)) = verdict.take() else {
-            return Err(records.failed_by(SessionError::Rejected(RejectReason::Unjudged)));
-        };
-        Ok(HandshakeStep::Done(Box::new(Established { peer, facts: records.engine.facts() })))
-    }
-}
-
-/// A session with the agent.
-#[derive(Debug)]
-pub struct Agent<E> {
-    records: Records<E>,
-}
-
-impl<E: Engine> Agent<E> {
-    /// A session at its beginning.
-    pub fn new(engine: E) -> Self {
-        Self { records: Records::new(engine) }
-    }
-}
-
-impl<E: Engine> Session for Agent<E> {
-    fn open(&mut self, wire: &mut Buf, plain: &mut Buf, out: &mut Buf) -> Result<Progress, SessionError> {
-        not_judging(|| self.records.open(wire, plain, out))
-    }
-
-    fn seal(&mut self, plain: &[u8], out: &mut Buf) -> Result<(), SessionError> {
-        not_judging(|| self.records.seal(plain, out))
-    }
-
-    fn close(&mut self, out: &mut Buf) -> Result<(), SessionError> {
-        not_judging(|| self.records.close(out))
-    }
-}
-
-impl<E: Engine> AgentSession for Agent<E> {
-    fn handshake(&mut self, wire: &mut Buf, out: &mut Buf) -> Result<bool, SessionError> {
-        not_judging(|| self.records.handshake(wire, out))
-    }
-}
-
-/// One connection with its state.
-#[derive(Debug)]
-struct Records<E> {
+pub struct Streamed<E> {
     engine: E,
     phase: Phase,
     /// Negotiation anew is a thing of TLS 1.2 alone.
@@ -218,20 +145,7 @@ enum Phase {
     Done,
 }
 
-impl<E: Engine> Records<E> {
-    fn new(engine: E) -> Self {
-        Self {
-            engine,
-            phase: Phase::First,
-            may_renegotiate: false,
-            peer_closed: false,
-            closed: false,
-            failed: None,
-            handshake_bytes: 0,
-        }
-    }
-
-    /// True when the handshake is done.
+impl<E: Engine> Records for Streamed<E> {
     fn handshake(&mut self, wire: &mut Buf, out: &mut Buf) -> Result<bool, SessionError> {
         self.lasting(|records| {
             if records.phase == Phase::Done {
@@ -289,6 +203,71 @@ impl<E: Engine> Records<E> {
         })
     }
 
+    fn seal(&mut self, plain: &[u8], out: &mut Buf) -> Result<(), SessionError> {
+        if self.closed && self.failed.is_none() {
+            // A fault of the caller, which ends nothing: opening goes on.
+            return Err(SessionError::Internal("sealing after close_notify".to_owned()));
+        }
+        self.lasting(|records| {
+            records.must_be_done()?;
+            // Room at once, so that the buffer does not grow record by record.
+            out.space(plain.len() + (plain.len() / MAX_PLAINTEXT + 1) * RECORD_OVERHEAD);
+            records.lend(&mut Buf::default(), 0, out, |engine| {
+                let mut rest = plain;
+                while !rest.is_empty() {
+                    match engine.write(rest) {
+                        Ok(n) => rest = &rest[n..],
+                        Err(stop) => return Err(failure_of_our_own("seal", stop)),
+                    }
+                }
+                Ok(())
+            })
+        })
+    }
+
+    fn close(&mut self, out: &mut Buf) -> Result<(), SessionError> {
+        self.lasting(|records| {
+            if records.closed {
+                return Ok(());
+            }
+            records.closed = true;
+            if records.phase != Phase::Done {
+                // Before that there is nothing to end; whoever waits for a handshake sees the connection end.
+                return Ok(());
+            }
+            records
+                .lend(&mut Buf::default(), 0, out, E::close)
+                .map_err(|stop| failure_of_our_own("send close_notify", stop))
+        })
+    }
+
+    fn fail(&mut self, error: SessionError) -> SessionError {
+        self.failed = Some(error.clone());
+        error
+    }
+
+    fn resumed(&self) -> bool {
+        self.engine.resumed()
+    }
+
+    fn facts(&self) -> TlsFacts {
+        self.engine.facts()
+    }
+}
+
+impl<E: Engine> Streamed<E> {
+    fn new(engine: E) -> Self {
+        Self {
+            engine,
+            phase: Phase::First,
+            may_renegotiate: false,
+            peer_closed: false,
+            closed: false,
+            failed: None,
+            handshake_bytes: 0,
+        }
+    }
+
     /// Opens record by record, looking at each from outside: after the first handshake no handshake message is sent
     /// in TLS 1.2 for any other reason than to negotiate anew, which libraries answer in three ways.
     fn open_one_by_one(&mut self, wire: &mut Buf, plain: &mut Buf, out: &mut Buf) -> Result<Progress, SessionError> {
@@ -332,44 +311,6 @@ impl<E: Engine> Records<E> {
         }
     }
 
-    fn seal(&mut self, plain: &[u8], out: &mut Buf) -> Result<(), SessionError> {
-        if self.closed && self.failed.is_none() {
-            // A fault of the caller, which ends nothing: opening goes on.
-            return Err(SessionError::Internal("sealing after close_notify".to_owned()));
-        }
-        self.lasting(|records| {
-            records.must_be_done()?;
-            // Room at once, so that the buffer does not grow record by record.
-            out.space(plain.len() + (plain.len() / MAX_PLAINTEXT + 1) * RECORD_OVERHEAD);
-            records.lend(&mut Buf::default(), 0, out, |engine| {
-                let mut rest = plain;
-                while !rest.is_empty() {
-                    match engine.write(rest) {
-                        Ok(n) => rest = &rest[n..],
-                        Err(stop) => return Err(failure_of_our_own("seal", stop)),
-                    }
-                }
-                Ok(())
-            })
-        })
-    }
-
-    fn close(&mut self, out: &mut Buf) -> Result<(), SessionError> {
-        self.lasting(|records| {
-            if records.closed {
-                return Ok(());
-            }
-            records.closed = true;
-            if records.phase != Phase::Done {
-                // Before that there is nothing to end; whoever waits for a handshake sees the connection end.
-                return Ok(());
-            }
-            records
-                .lend(&mut Buf::default(), 0, out, E::close)
-                .map_err(|stop| failure_of_our_own("send close_notify", stop))
-        })
-    }
-
     /// Lends the buffers to the library for one call, `wire` up to `readable`.
     fn lend<R>(&mut self, wire: &mut Buf, readable: usize, out: &mut Buf, call: impl FnOnce(&mut E) -> R) -> R {
         let pipe = self.engine.pipe();
@@ -394,12 +335,7 @@ impl<E: Engine> Records<E> {
         if let Some(error) = &self.failed {
             return Err(error.clone());
         }
-        call(self).map_err(|error| self.failed_by(error))
-    }
-
-    fn failed_by(&mut self, error: SessionError) -> SessionError {
-        self.failed = Some(error.clone());
-        error
+        call(self).map_err(|error| self.fail(error))
     }
 
     fn must_be_done(&self) -> Result<(), SessionError> {
@@ -421,6 +357,7 @@ fn failure_of_our_own(what: &str, stop: Stop) -> SessionError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tls::{AgentSession as _, Session as _};
 
     /// A library that finishes its handshake with the record that holds `F`, opens all others as they are, says
     /// goodbye at `C` and breaks at `X` with an alert.
@@ -493,15 +430,15 @@ mod tests {
     }
 
     /// A session whose handshake is done.
-    fn done() -> Agent<Fake> {
-        let mut session = Agent::new(Fake::default());
+    fn done() -> session::Agent<Streamed<Fake>> {
+        let mut session = agent(Fake::default());
         assert_eq!(session.handshake(&mut wire(b"F"), &mut Buf::default()), Ok(true));
         session
     }
 
     #[test]
     fn data_behind_the_last_flight_and_part_of_a_record_stay_in_the_wire() {
-        let mut session = Agent::new(Fake::default());
+        let mut session = agent(Fake::default());
         let (mut wire, mut out, mut plain) = (wire(b"hFd"), Buf::default(), Buf::default());
         wire.append(&record(b'e')[..4]);
         assert_eq!(session.handshake(&mut wire, &mut out), Ok(true));
@@ -513,7 +450,7 @@ mod tests {
 
     #[test]
     fn a_handshake_in_records_without_end_is_given_up() {
-        let mut session = Agent::new(Fake::default());
+        let mut session = agent(Fake::default());
         let taken = (1..).find(|_| session.handshake(&mut wire(b"h"), &mut Buf::default()).is_err()).unwrap();
         assert_eq!(taken, MAX_HANDSHAKE / 6 + 1);
         assert_eq!(session.records.engine.reads.len(), taken - 1);
@@ -558,10 +495,10 @@ mod tests {
 
     #[test]
     fn nothing_is_sealed_or_opened_before_the_handshake_is_done() {
-        let mut session = Agent::new(Fake::default());
+        let mut session = agent(Fake::default());
         let (mut out, mut plain) = (Buf::default(), Buf::default());
         assert!(session.seal(b"x", &mut out).is_err());
-        let mut session = Agent::new(Fake::default());
+        let mut session = agent(Fake::default());
         assert!(session.open(&mut wire(b"a"), &mut plain, &mut out).is_err());
         assert!(plain.is_empty() && out.is_empty());
     }

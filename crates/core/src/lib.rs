@@ -29,6 +29,7 @@ pub mod material;
 pub mod policy;
 pub mod records;
 pub mod rotation;
+pub mod session;
 pub mod tls;
 pub mod transport;
 pub mod verify;

@@ -7,7 +7,7 @@ use std::{
 
 use lictor_core::{
     AgentContext, AgentSession, AgentTls, Leaf, MeshContext, MeshSession, SessionError, SignatureAlgorithms, TlsPolicy,
-    judgement,
+    judgement, session,
     tls::{AgentVerification, BuildError},
     verify::MAX_CHAIN_CERTIFICATES,
 };
@@ -29,7 +29,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use crate::{
     error::{build_error, refusal, session_error},
     policy::{must_be_fips, provider, versions},
-    session,
+    session::Unbuffered,
     signature::MESH_ALGORITHMS,
 };
 
@@ -77,7 +77,7 @@ impl Mesh {
 impl MeshContext for Mesh {
     fn accept(&self) -> Result<Box<dyn MeshSession>, SessionError> {
         let connection = UnbufferedServerConnection::new(self.server.clone()).map_err(|error| session_error(&error))?;
-        Ok(Box::new(session::Mesh::new(connection)))
+        Ok(Box::new(session::Mesh::new(Unbuffered::new(connection))))
     }
 
     fn connect(&self, server_name: Option<&str>) -> Result<Box<dyn MeshSession>, SessionError> {
@@ -88,7 +88,7 @@ impl MeshContext for Mesh {
             .map_or_else(|| ServerName::from(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), |name| name.to_owned());
         let connection =
             UnbufferedClientConnection::new(self.client.clone(), name).map_err(|error| session_error(&error))?;
-        Ok(Box::new(session::Mesh::new(connection)))
+        Ok(Box::new(session::Mesh::new(Unbuffered::new(connection))))
     }
 }
 
@@ -133,7 +133,7 @@ impl AgentContext for Agent {
             .map_err(|_| SessionError::Internal(format!("{server_name:?} is neither a DNS name nor an IP address")))?;
         let connection = UnbufferedClientConnection::new(self.client.clone(), name.to_owned())
             .map_err(|error| session_error(&error))?;
-        Ok(Box::new(session::Agent::new(connection)))
+        Ok(Box::new(session::Agent::new(Unbuffered::new(connection))))
     }
 }
 

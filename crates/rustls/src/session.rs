@@ -1,6 +1,6 @@
 //! Sessions over rustls's unbuffered connections.
 //!
-//! What that interface asks for, and what it punishes, all met in [`Records`]:
+//! What that interface asks for, and what it punishes, all met in [`Unbuffered`]:
 //! * rustls opens records where they lie and answers how many bytes to drop from the front. Of a handshake message in
 //!   several records it drops nothing, and keeps a *position* into bytes that are not its own. Those records move to
 //!   `held` and come first in every later call, sealing included; called with anything shorter, rustls panics.
@@ -13,12 +13,12 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use lictor_core::{
-    AgentSession, Buf, Established, HandshakeStep, Judge, MeshSession, Progress, RejectReason, Session, SessionError,
-    judgement::{Verdict, judging, not_judging},
+    Buf, Progress, SessionError, TlsFacts,
     records::{
         MAX_PLAINTEXT, PROTOCOL_VERSION_ALERT, RECORD_OVERHEAD, asks_for_less_than_tls12, cannot_be_tls, first_record,
         is_bare_close, is_handshake,
     },
+    session::Records,
 };
 use rustls::{
     CommonState, HandshakeKind, ProtocolVersion,
@@ -37,87 +37,6 @@ const MAX_HELD: usize = 64 * 1024;
 
 /// Room for a KeyUpdate that rustls puts before the data by itself.
 const PENDING_ANSWER: usize = 64;
-
-/// A session with another service of the mesh.
-pub(crate) struct Mesh<C> {
-    records: Records<C>,
-    verdict: Option<Verdict>,
-}
-
-impl<C: Connection> Mesh<C> {
-    /// A session at its beginning.
-    pub(crate) fn new(connection: C) -> Self {
-        Self { records: Records::new(connection), verdict: None }
-    }
-}
-
-impl<C: Connection> Session for Mesh<C> {
-    fn open(&mut self, wire: &mut Buf, plain: &mut Buf, out: &mut Buf) -> Result<Progress, SessionError> {
-        not_judging(|| self.records.open(wire, plain, out))
-    }
-
-    fn seal(&mut self, plain: &[u8], out: &mut Buf) -> Result<(), SessionError> {
-        not_judging(|| self.records.seal(plain, out))
-    }
-
-    fn close(&mut self, out: &mut Buf) -> Result<(), SessionError> {
-        not_judging(|| self.records.close(out))
-    }
-}
-
-impl<C: Connection> MeshSession for Mesh<C> {
-    fn handshake(&mut self, judge: &Judge, wire: &mut Buf, out: &mut Buf) -> Result<HandshakeStep, SessionError> {
-        let Self { records, verdict } = self;
-        let mut result = judging(judge, verdict, || records.handshake(wire, out));
-        // Our own refusal is the reason, whatever words the library found for it, and whatever it did in spite of it.
-        if let Some(Err(reason)) = verdict {
-            result = Err(records.failed_by(SessionError::Rejected(*reason)));
-        }
-        if !result? {
-            return Ok(HandshakeStep::NeedInput);
-        }
-        if records.connection.state().handshake_kind() == Some(HandshakeKind::Resumed) {
-            return Err(records.failed_by(SessionError::Rejected(RejectReason::Resumed)));
-        }
-        let Some(Ok(peer)) = verdict.take() else {
-            return Err(records.failed_by(SessionError::Rejected(RejectReason::Unjudged)));
-        };
-        let facts = facts(records.connection.state());
-        Ok(HandshakeStep::Done(Box::new(Established { peer, facts })))
-    }
-}
-
-/// A session with the agent.
-pub(crate) struct Agent {
-    records: Records<UnbufferedClientConnection>,
-}
-
-impl Agent {
-    /// A session at its beginning.
-    pub(crate) fn new(connection: UnbufferedClientConnection) -> Self {
-        Self { records: Records::new(connection) }
-    }
-}
-
-impl Session for Agent {
-    fn open(&mut self, wire: &mut Buf, plain: &mut Buf, out: &mut Buf) -> Result<Progress, SessionError> {
-        self.records.open(wire, plain, out)
-    }
-
-    fn seal(&mut self, plain: &[u8], out: &mut Buf) -> Result<(), SessionError> {
-        self.records.seal(plain, out)
-    }
-
-    fn close(&mut self, out: &mut Buf) -> Result<(), SessionError> {
-        self.records.close(out)
-    }
-}
-
-impl AgentSession for Agent {
-    fn handshake(&mut self, wire: &mut Buf, out: &mut Buf) -> Result<bool, SessionError> {
-        self.records.handshake(wire, out)
-    }
-}
 
 /// The two unbuffered connections as one.
 pub(crate) trait Connection: Send {
@@ -156,7 +75,7 @@ impl Connection for UnbufferedClientConnection {
 }
 
 /// One connection with what rustls makes its caller keep.
-struct Records<C> {
+pub(crate) struct Unbuffered<C> {
     connection: C,
     /// Whole records that rustls has a position in, as it left them. Empty at nearly all times.
     held: Vec<u8>,
@@ -188,12 +107,7 @@ enum Step {
     PeerClosed,
 }
 
-impl<C: Connection> Records<C> {
-    fn new(connection: C) -> Self {
-        Self { connection, held: Vec::new(), phase: Phase::First, peer_closed: false, closed: false, failed: None }
-    }
-
-    /// True when the handshake is done.
+impl<C: Connection> Records for Unbuffered<C> {
     fn handshake(&mut self, wire: &mut Buf, out: &mut Buf) -> Result<bool, SessionError> {
         self.guarded(out, |records, out| {
             if records.phase == Phase::Done {
@@ -314,16 +228,30 @@ impl<C: Connection> Records<C> {
         })
     }
 
+    fn fail(&mut self, error: SessionError) -> SessionError {
+        self.failed = Some(error.clone());
+        error
+    }
+
+    fn resumed(&self) -> bool {
+        self.connection.state().handshake_kind() == Some(HandshakeKind::Resumed)
+    }
+
+    fn facts(&self) -> TlsFacts {
+        facts(self.connection.state())
+    }
+}
+
+impl<C: Connection> Unbuffered<C> {
+    /// A connection at its beginning.
+    pub(crate) fn new(connection: C) -> Self {
+        Self { connection, held: Vec::new(), phase: Phase::First, peer_closed: false, closed: false, failed: None }
+    }
+
     /// Whether the peer asks for another handshake on an established connection, which TLS 1.2 can and TLS 1.3
     /// cannot: after the first one no handshake message is sent in TLS 1.2 for any other reason.
     fn renegotiates(&self, bytes: &[u8]) -> bool {
         is_handshake(bytes) && self.connection.state().protocol_version() == Some(ProtocolVersion::TLSv1_2)
-    }
-
-    /// Ends the session with `error`.
-    fn failed_by(&mut self, error: SessionError) -> SessionError {
-        self.failed = Some(error.clone());
-        error
     }
 
     fn must_be_done(&self) -> Result<(), SessionError> {
@@ -356,7 +284,7 @@ impl<C: Connection> Records<C> {
             Err(_) => SessionError::Internal("rustls panicked".to_owned()),
         };
         self.held = Vec::new();
-        Err(self.failed_by(error))
+        Err(self.fail(error))
     }
 
     /// Brings out what rustls has to say after an error.
@@ -492,7 +420,10 @@ fn write<D>(mut encode: EncodeTlsData<'_, D>, out: &mut Buf) -> Result<(), Sessi
 mod tests {
     use std::{sync::Arc, time::Duration};
 
-    use lictor_core::{ExpectedPeer, PeerPolicy, Roots, SpiffeId, identity::Grammar};
+    use lictor_core::{
+        ExpectedPeer, HandshakeStep, Judge, MeshSession as _, PeerPolicy, RejectReason, Roots, Session as _, SpiffeId,
+        identity::Grammar, session::Mesh,
+    };
     use rcgen::{CertifiedKey, generate_simple_self_signed};
     use rustls::{ClientConfig, RootCertStore, ServerConfig, ServerConnection, crypto::aws_lc_rs};
     use rustls_pki_types::{PrivatePkcs8KeyDer, ServerName, UnixTime};
@@ -532,7 +463,8 @@ mod tests {
         };
         for reason in [RejectReason::Unjudged, RejectReason::Resumed] {
             let name = ServerName::try_from("web.example").unwrap();
-            let mut session = Mesh::new(UnbufferedClientConnection::new(client.clone(), name).unwrap());
+            let mut session =
+                Mesh::new(Unbuffered::new(UnbufferedClientConnection::new(client.clone(), name).unwrap()));
             let mut server = ServerConnection::new(server.clone()).unwrap();
             let (mut wire, mut out) = (Buf::default(), Buf::default());
             let error = loop {
