@@ -3,7 +3,7 @@
 //! Such a library is given two buffers in memory in place of a socket, lent for one call and taken back after it. What
 //! it may read is cut at the last whole record, so it never keeps part of one, and data behind the last flight of a
 //! handshake stays where it is. A backend implements [`Engine`], which is a thin layer over the library's calls; the
-//! states and the promises of [`Session`] are kept here, once.
+//! states and the promises of [`Session`](crate::tls::Session) are kept here, once.
 
 use std::{
     io::{self, Read, Write},
