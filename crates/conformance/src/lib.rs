@@ -54,5 +54,6 @@ pub mod signatures;
 pub mod streams;
 pub mod suite;
 pub mod verifier;
+pub mod watched;
 
 pub use report::{Report, seed};
