@@ -74,7 +74,7 @@ pub(crate) const LEGAL: &[FeatureSet] = &[
         features: "openssl-vendored,dev",
         packages: &["openssl", "openssl-sys"],
         families: &["OpenSSL, static"],
-        gate: Gate::Linked,
+        gate: Gate::Conformance,
     },
     FeatureSet {
         name: "lictor-rustls-fips",
