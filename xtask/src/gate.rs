@@ -32,6 +32,8 @@ pub(crate) fn test() -> Result<()> {
     for set in with(Gate::Full) {
         lints(set)?;
     }
+    let mut docs = cargo(&["doc", "--locked", "--no-deps", "--workspace", "--document-private-items"]);
+    step("docs", docs.env("RUSTDOCFLAGS", "-D warnings"))?;
     sets()?;
     let report = conformance::fresh()?;
     let mut tests = cargo(&["test", "--locked", "--workspace", "--exclude", "lictor-integration"]);
@@ -47,8 +49,6 @@ pub(crate) fn test() -> Result<()> {
     for set in with(Gate::Full) {
         end_to_end(set, &[])?;
     }
-    let mut docs = cargo(&["doc", "--locked", "--no-deps", "--workspace", "--document-private-items"]);
-    step("docs", docs.env("RUSTDOCFLAGS", "-D warnings"))?;
     step(
         "benches, one round each",
         &mut cargo(&["test", "--locked", "-p", "lictor-benches", "--benches", "--profile", CHECKED]),
