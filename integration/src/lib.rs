@@ -17,6 +17,7 @@ mod lictor;
 mod peer;
 mod ports;
 mod process;
+mod report;
 mod runner;
 mod wait;
 mod world;

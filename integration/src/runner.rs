@@ -15,10 +15,10 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use crate::{
-    agent::{Consul, Kind, Version, image_from_environment},
+    agent::{Consul, Image, Kind, Version},
     cases,
     libraries::{self, Library},
-    lictor,
+    lictor, report,
     world::{NotRun, World},
 };
 
@@ -30,6 +30,9 @@ const CASE: Duration = Duration::from_secs(120);
 
 /// The time a drill may take.
 const DRILL: Duration = Duration::from_secs(1800);
+
+/// The oldest version that stages an ordinary case: intentions are written by name from this one on.
+const ORDINARY: Version = Version(1, 9);
 
 type Run = fn(Arc<World>) -> Pin<Box<dyn Future<Output = Result<()>>>>;
 
@@ -55,8 +58,7 @@ impl Case {
             run,
             not_embedded: None,
             not_real: None,
-            // Intentions are written by name and paths are as they are today from this version on.
-            since: Version(1, 9),
+            since: ORDINARY,
             before: Version(u32::MAX, 0),
             slots: 1,
             drill: false,
@@ -120,20 +122,22 @@ impl Case {
     fn not_run(&self, agent: &Found) -> Option<String> {
         match agent {
             Found::Missing => Some("no real consul".to_owned()),
-            Found::There(Kind::Embedded) => self.not_embedded.map(str::to_owned),
+            Found::There(Kind::Embedded) => self.not_embedded.map(|why| format!("real agent only: {why}")),
             Found::There(kind) => {
-                let version = match kind {
-                    Kind::Consul(consul) => consul.version,
-                    _ => Version(1, 22),
-                };
+                let version = kind.version()?;
                 if let Some(why) = self.not_real {
-                    Some(why.to_owned())
-                } else if version < self.since {
-                    Some(format!("Consul {version} cannot stage it, {} can", self.since))
+                    Some(format!("embedded agent only: {why}"))
                 } else if version >= self.before {
-                    Some(format!("Consul {version} cannot stage it any more since {}", self.before))
-                } else {
+                    Some(format!("only a Consul before {} can stage it", self.before))
+                } else if version >= self.since {
                     None
+                } else if self.since == ORDINARY {
+                    Some(format!(
+                        "Consul before {ORDINARY} does not know intentions by name, with which cases are staged; such a \
+                         version is tested with managed proxies"
+                    ))
+                } else {
+                    Some(format!("only Consul {} and later can stage it", self.since))
                 }
             }
         }
@@ -157,12 +161,21 @@ enum Found {
 
 /// How a case went against one agent.
 #[derive(Clone)]
-enum Outcome {
+pub(crate) enum Outcome {
     Passed,
     Failed,
     NotRun(String),
 }
 
+/// A case beside an agent that the command line asks for.
+pub(crate) struct Planned {
+    pub(crate) case: &'static str,
+    pub(crate) agent: &'static str,
+    /// It is a drill, and those were not asked for.
+    pub(crate) ignored: bool,
+}
+
+/// Case, agent, and how it went.
 type Results = Arc<Mutex<Vec<(String, &'static str, Outcome)>>>;
 
 /// Runs what the command line asks for; for the test harness's `main`.
@@ -184,14 +197,24 @@ pub fn run() -> ExitCode {
     let mut trials = vec![Trial::test("every_numbered_case_stands_in_the_table_and_no_stale_name_does", || {
         cases::table::check().map_err(|error| Failed::from(format!("{error:#}")))
     })];
+    let mut planned = Vec::new();
     for case in cases::all() {
         for (label, agent) in [("embedded", Found::There(Kind::Embedded)), ("real", begun.real.clone())] {
-            trials.push(trial(case, label, &agent, &begun, &gate, &results));
+            let trial = trial(case, label, &agent, &begun, &gate, &results);
+            if !arguments.is_filtered_out(&trial) {
+                planned.push(Planned { case: case.name, agent: label, ignored: arguments.is_ignored(&trial) });
+            }
+            trials.push(trial);
         }
     }
     let conclusion = libtest_mimic::run(&arguments, trials);
     if !arguments.list {
-        report(&begun, &results.lock());
+        let results = results.lock();
+        report(&begun, &results);
+        if let Err(error) = report::write(&begun.banners, &planned, &results) {
+            eprintln!("integration: {error:#}");
+            return ExitCode::FAILURE;
+        }
     }
     conclusion.exit_code()
 }
@@ -203,20 +226,25 @@ struct Begun {
     real: Found,
     /// The lines that say which libraries and which agents there were.
     lines: [String; 2],
+    /// What each agent says it is, by its label.
+    banners: Vec<(&'static str, String)>,
 }
 
 fn prepare(arguments: &Arguments) -> Result<Begun> {
     if arguments.list {
-        let (libraries, lines) = (Arc::new([]), Default::default());
-        return Ok(Begun { binary: PathBuf::new(), libraries, real: Found::Missing, lines });
+        let (libraries, lines, banners) = (Arc::new([]), Default::default(), Vec::new());
+        return Ok(Begun { binary: PathBuf::new(), libraries, real: Found::Missing, lines, banners });
     }
-    let (real, line) = match (image_from_environment(), Consul::find()?) {
+    let mut banners = vec![("embedded", "the embedded agent".to_owned())];
+    let (real, line) = match (Image::find()?, Consul::find()?) {
         (Some(image), _) => {
-            let line = format!("real consul: a container of {image}");
+            let line = format!("real consul: a container of {} ({})", image.name, image.banner);
+            banners.push(("real", format!("{} in a container", image.banner)));
             (Found::There(Kind::Container(image)), line)
         }
         (None, Some(consul)) => {
             let line = format!("real consul: {} ({})", consul.path.display(), consul.banner);
+            banners.push(("real", consul.banner.clone()));
             (Found::There(Kind::Consul(consul)), line)
         }
         (None, None) => {
@@ -228,7 +256,7 @@ fn prepare(arguments: &Arguments) -> Result<Begun> {
     let libraries: Arc<[Library]> = libraries::from_environment(&binary)?.into();
     let lines = [libraries::line(&libraries), line];
     lines.iter().for_each(|line| println!("{line}"));
-    Ok(Begun { binary, libraries, real, lines })
+    Ok(Begun { binary, libraries, real, lines, banners })
 }
 
 fn trial(

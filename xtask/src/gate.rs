@@ -86,6 +86,14 @@ pub(crate) fn integration(arguments: &[String]) -> Result<()> {
     end_to_end(&LEGAL[0], arguments)
 }
 
+/// The binary that the end-to-end tests drive: the one that `LICTOR_BIN` names, else that of the default features.
+pub(crate) fn binary_under_test() -> Result<PathBuf> {
+    match std::env::var_os("LICTOR_BIN").filter(|path| !path.is_empty()) {
+        Some(path) => fs::canonicalize(&path).with_context(|| format!("LICTOR_BIN: {}", PathBuf::from(path).display())),
+        None => build(&LEGAL[0], CHECKED),
+    }
+}
+
 /// The drills that need minutes.
 pub(crate) fn drills() -> Result<()> {
     let binary = build(&LEGAL[0], CHECKED)?;

@@ -4,6 +4,7 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a tool that talks to a person at a terminal")]
 
 mod conformance;
+mod consul;
 mod features;
 mod gate;
 mod prebuilt;
@@ -42,6 +43,12 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Run the end-to-end tests against every real `consul` there is, and print one table: case × agent.
+    ///
+    /// Real ones are the binaries that CONSUL_BIN=PATH[,PATH…] names, else the `consul` on the PATH, and a container of
+    /// LICTOR_CONSUL_IMAGE where that names an image and a Docker daemon answers. LICTOR_BIN names another binary to
+    /// test than the default features' one. Fails where a case fails, and where no real consul is found.
+    Consul(consul::Arguments),
     /// Run the conformance suite over all TLS libraries and print the table row × side × version × library.
     Conformance,
     /// Run the drills that need minutes: outages in real time, many idle connections, large transfers.
@@ -75,6 +82,7 @@ fn main() -> ExitCode {
         Task::Setup => setup::run(),
         Task::Tidy => tidy::run(),
         Task::Integration { arguments } => gate::integration(&arguments),
+        Task::Consul(arguments) => consul::run(&arguments),
         Task::Conformance => setup::run().and_then(|()| conformance::run()),
         Task::Drills => gate::drills(),
         Task::Bench { backend, arguments } => gate::bench(&backend, &arguments),

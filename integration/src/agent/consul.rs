@@ -2,7 +2,7 @@
 
 use std::{fmt, fs, net::SocketAddr, path::PathBuf, process::Stdio};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::process::Command;
@@ -37,8 +37,12 @@ impl Consul {
     /// The binary that `CONSUL_BIN` names, or the one on the `PATH`.
     pub(crate) fn find() -> Result<Option<Self>> {
         let named = std::env::var_os("CONSUL_BIN").filter(|name| !name.is_empty());
-        if let Some(path) = named {
-            return Self::at(path.into()).map(Some);
+        if let Some(path) = named.map(PathBuf::from) {
+            ensure!(
+                path.is_file() || !path.to_string_lossy().contains(','),
+                "CONSUL_BIN lists several, which `cargo xtask consul` takes one after another"
+            );
+            return Self::at(path).map(Some);
         }
         let folders = std::env::var_os("PATH").unwrap_or_default();
         let found = std::env::split_paths(&folders).map(|folder| folder.join("consul")).find(|path| path.is_file());
@@ -49,16 +53,17 @@ impl Consul {
         let run = std::process::Command::new(&path).arg("version").stdin(Stdio::null()).output();
         let output = run.with_context(|| format!("cannot run {} version", path.display()))?;
         let banner = String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().trim().to_owned();
-        // Builds of old versions that are no releases say it without the v.
-        let version = banner.strip_prefix("Consul ").map(|text| text.trim_start_matches('v')).and_then(parse);
-        let Some(version) = version else {
+        let Some(version) = version_of(&banner) else {
             bail!("{} does not say a version but {banner:?}", path.display());
         };
         Ok(Self { path, version, banner })
     }
 }
 
-fn parse(text: &str) -> Option<Version> {
+/// The version in a banner, `Consul v1.22.0`.
+pub(super) fn version_of(banner: &str) -> Option<Version> {
+    // Builds of old versions that are no releases say it without the v.
+    let text = banner.strip_prefix("Consul ")?.trim_start_matches('v');
     let mut parts = text.split(['.', '-', '+']);
     Some(Version(parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }

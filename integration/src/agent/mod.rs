@@ -21,7 +21,7 @@ use crate::{
 };
 
 pub(crate) use consul::{Consul, Version};
-pub(crate) use container::image_from_environment;
+pub(crate) use container::Image;
 use embedded::Embedded;
 use tap::Tap;
 
@@ -36,12 +36,21 @@ pub(crate) enum Kind {
     /// A real `consul` started from this binary.
     Consul(Consul),
     /// A real `consul` in a container of this image.
-    Container(String),
+    Container(Image),
 }
 
 impl Kind {
     pub(crate) fn is_real(&self) -> bool {
         !matches!(self, Self::Embedded)
+    }
+
+    /// Which Consul it is, where it is a real one.
+    pub(crate) fn version(&self) -> Option<Version> {
+        match self {
+            Self::Embedded => None,
+            Self::Consul(consul) => Some(consul.version),
+            Self::Container(image) => Some(image.version),
+        }
     }
 }
 

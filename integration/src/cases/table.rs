@@ -50,6 +50,22 @@ pub(crate) fn check() -> Result<()> {
     Ok(())
 }
 
+/// The number of the contract that a case is of, `D6a`; none beyond the numbers.
+pub(crate) fn number(case: &str) -> Option<String> {
+    let prefix = case.split('_').next().unwrap_or_default();
+    is_number(prefix).then(|| prefix[..1].to_uppercase() + &prefix[1..])
+}
+
+/// The numbers without a case, each with the reason that the table gives.
+pub(crate) fn without_a_case() -> Vec<(&'static str, &'static str)> {
+    let rows = README.lines().filter_map(|line| line.strip_prefix("| "));
+    let cells = rows.filter_map(|row| {
+        let mut cells = row.split(" | ");
+        Some((cells.next()?, cells.next()?))
+    });
+    cells.filter(|(number, what)| is_number(&number.to_lowercase()) && !what.contains('`')).collect()
+}
+
 fn is_number(prefix: &str) -> bool {
     let mut letters = prefix.chars();
     letters.next().is_some_and(|group| ('a'..='i').contains(&group))
