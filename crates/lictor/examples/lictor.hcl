@@ -16,6 +16,10 @@ inbound {
   connect_timeout   = "1s"              # to the application
   handshake_timeout = "10s"             # from accept to permit, authorization included
   max_connections   = 5000              # default: what the descriptor limit allows
+
+  # Judge open connections again once a minute and reset those that would be refused by now. Default: never, as with
+  # Consul's own proxies. At least 1s; "0s" is never, whatever the registration says. See docs/hardening.md.
+  reauthorize = "60s"
 }
 
 # Registers the sidecar with the agent; its check passes while /ready is 200.

@@ -144,6 +144,7 @@ fn inbound(definition: &ProxyDefinition, settings: &Settings, notes: &mut Vec<St
     if let Some(timeout) = definition.handshake_timeout {
         inbound.handshake_timeout = timeout;
     }
+    inbound.reauthorize = definition.reauthorize;
     inbound.max_connections = definition.max_inbound_connections.and_then(|count| usize::try_from(count).ok());
     overrule(&mut inbound, &settings.inbound_limits);
     Some(inbound)
@@ -156,6 +157,9 @@ fn overrule(inbound: &mut InboundConfig, written: &schema::Inbound) {
     }
     if let Some(span) = written.handshake_timeout {
         inbound.handshake_timeout = span.0;
+    }
+    if let Some(span) = written.reauthorize {
+        inbound.reauthorize = Some(span.0).filter(|period| !period.is_zero());
     }
     if let Some(count) = written.max_connections {
         inbound.max_connections = Some(count.0);
@@ -301,5 +305,22 @@ mod tests {
         let keys = serde_json::json!({"max_inbound_connections": 100});
         let (config, _) = config(registration(serde_json::json!([]), keys), &settings);
         assert_eq!(config.inbound.expect("there is one").max_connections, Some(7));
+    }
+
+    #[test]
+    fn open_connections_are_judged_again_where_registration_or_operator_say_so_and_the_operator_rules() {
+        let period = |keys: serde_json::Value, written: Option<&str>| {
+            let mut settings = settings("");
+            let span = |text: &str| humantime::parse_duration(text).expect("a duration");
+            settings.inbound_limits.reauthorize = written.map(|text| crate::config::values::Span(span(text)));
+            config(registration(serde_json::json!([]), keys), &settings).0.inbound.expect("there is one").reauthorize
+        };
+        let (silent, minute) = (serde_json::json!({}), serde_json::json!({"reauthorize_ms": 60_000}));
+        let seconds = std::time::Duration::from_secs;
+        assert_eq!(period(silent.clone(), None), None);
+        assert_eq!(period(minute.clone(), None), Some(seconds(60)));
+        assert_eq!(period(silent, Some("5m")), Some(seconds(300)));
+        assert_eq!(period(minute.clone(), Some("5m")), Some(seconds(300)));
+        assert_eq!(period(minute, Some("0s")), None);
     }
 }

@@ -62,6 +62,13 @@ pub struct InboundConfig {
     /// The most connections that may reach the application at once; `None` for what the descriptors allow. Handshakes
     /// have a limit of their own ([`Limits::handshakes`]) and do not count.
     pub max_connections: Option<usize>,
+    /// Judges the open connections of each peer again once in so long, and ends by a reset those that would not be let
+    /// in any more: by an intention, by the age of the peer's certificate, or because its root is off the list. Whoever
+    /// cannot be judged lives on. `None`, the default, leaves open connections alone, as Consul does.
+    ///
+    /// At least a second; at most a hundred questions a second are asked, so that a great many peers take longer than
+    /// that. It holds for connections that are accepted while it is set.
+    pub reauthorize: Option<Duration>,
 }
 
 impl InboundConfig {
@@ -75,6 +82,7 @@ impl InboundConfig {
             connect_timeout: DEFAULT_APPLICATION_CONNECT_TIMEOUT,
             handshake_timeout: DEFAULT_HANDSHAKE_TIMEOUT,
             max_connections: None,
+            reauthorize: None,
         }
     }
 }
@@ -199,6 +207,10 @@ pub(crate) trait Clamp {
 /// holds its slot for longer than anybody waits.
 const TIMEOUTS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(300));
 
+/// The shortest and the longest period of [`InboundConfig::reauthorize`]: below, the agent would be asked about little
+/// else; above, a certificate of Consul's has long been replaced.
+const REAUTHORIZE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(24 * 3600));
+
 /// The longest idle limit; anything above is as good as none.
 const LONGEST_IDLE: Duration = Duration::from_secs(30 * 24 * 3600);
 
@@ -221,6 +233,7 @@ impl Clamp for InboundConfig {
         self.connect_timeout = self.connect_timeout.clamp(TIMEOUTS.0, TIMEOUTS.1);
         self.handshake_timeout = self.handshake_timeout.clamp(TIMEOUTS.0, TIMEOUTS.1);
         self.max_connections = self.max_connections.map(|most| most.max(1));
+        self.reauthorize = self.reauthorize.map(|period| period.clamp(REAUTHORIZE.0, REAUTHORIZE.1));
         self
     }
 }
@@ -247,10 +260,12 @@ mod tests {
         inbound.connect_timeout = Duration::ZERO;
         inbound.handshake_timeout = Duration::MAX;
         inbound.max_connections = Some(0);
+        inbound.reauthorize = Some(Duration::ZERO);
         let clamped = inbound.clamped();
         assert_eq!(clamped.connect_timeout, TIMEOUTS.0);
         assert_eq!(clamped.handshake_timeout, TIMEOUTS.1);
         assert_eq!(clamped.max_connections, Some(1));
+        assert_eq!(clamped.reauthorize, Some(REAUTHORIZE.0));
 
         let limits = Limits { idle: Some(Duration::MAX), handshakes: 0, held_bytes: 0, ..Limits::default() }.clamped();
         assert_eq!((limits.idle, limits.handshakes), (Some(LONGEST_IDLE), 1));

@@ -26,9 +26,10 @@ use crate::{
         ByteCounts, ConnectionCount, Direction, EndReason, HandshakeFailure, InFlightGuard, LimitName, LiveConnection,
         LiveEntry, next_id,
     },
-    relay::{Leave, Relay},
+    rejudge::{Known, Member, join},
+    relay::{End, Leave, Relay},
     shared::Shared,
-    socket::{Plain, reset, tune},
+    socket::{Plain, reset, reset_on_drop, tune},
 };
 
 /// A peer that may reach the application: who, by which rule, over which session.
@@ -72,6 +73,8 @@ struct Ready {
     early: Vec<u8>,
     permit: Option<Permit>,
     entry: LiveEntry,
+    /// Its place among those that are judged again, where they are.
+    member: Option<Member<Known>>,
     _place: (Slot, Slot, InFlightGuard),
 }
 
@@ -155,6 +158,7 @@ async fn prepare(
         handshake,
         bytes: ByteCounts::default(),
     });
+    let member = join(&shared, established.peer);
     Some(Ready {
         shared,
         stream,
@@ -163,6 +167,7 @@ async fn prepare(
         early,
         permit: Some(permit),
         entry,
+        member,
         _place: (place.slot, of_listener, place.in_flight),
     })
 }
@@ -182,13 +187,26 @@ impl Ready {
         let (reason, detail) = tokio::select! {
             end = relay.run(idle) => end,
             () = self.shared.cut.cancelled() => (EndReason::Cut, String::new()),
+            end = no_longer_permitted(&self.member) => end,
         };
-        if reason == EndReason::Finished {
-            self.application.end_cleanly();
+        match reason {
+            EndReason::Finished => self.application.end_cleanly(),
+            // Nothing more may pass, not even what is on its way.
+            EndReason::Revoked | EndReason::PeerLapsed => reset_on_drop(&self.stream),
+            _ => {}
         }
         metrics.open.down();
         metrics.ended(reason);
         self.entry.connection.write(reason, &detail);
+    }
+}
+
+/// Returns when the connection has to end before its time. Boxed, so that those that are not judged again do not carry
+/// its room.
+async fn no_longer_permitted(member: &Option<Member<Known>>) -> End {
+    match member {
+        Some(member) => Box::pin(member.ended()).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -19,6 +19,7 @@ mod live;
 pub mod metrics;
 mod outbound;
 pub mod record;
+mod rejudge;
 pub mod relay;
 mod shared;
 mod sidecar;

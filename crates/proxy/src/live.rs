@@ -4,10 +4,11 @@ use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwapOption;
 use lictor_core::{
-    CertSource, ExpectedPeer, Judge, Material, MeshContext, PeerPolicy, PeerProof, RejectReason, Roots, TlsBackend,
-    TlsPolicy, rotation::Clock, verify_peer,
+    CertSource, ExpectedPeer, Judge, Material, MeshContext, PeerIdentity, PeerPolicy, PeerProof, RejectReason, Roots,
+    TlsBackend, TlsPolicy, rotation::Clock, verify_peer,
 };
 use parking_lot::Mutex;
+use rustls_pki_types::CertificateDer;
 use tokio::sync::watch;
 
 /// What serves at one moment.
@@ -100,12 +101,28 @@ impl Live {
         serving: &Serving,
         peer: &PeerProof,
     ) -> Result<(), RejectReason> {
+        self.judge_later(expected, serving, &peer.identity, &peer.chain, peer.roots_generation).map(drop)
+    }
+
+    /// Judges a peer once more whose connection is open: by time, and by the newest roots where they are others than
+    /// those of `generation`. The list by which it passed.
+    pub(crate) fn judge_later(
+        &self,
+        expected: ExpectedPeer,
+        serving: &Serving,
+        identity: &PeerIdentity,
+        chain: &[CertificateDer<'static>],
+        generation: u64,
+    ) -> Result<u64, RejectReason> {
         let judge = self.judge(expected, serving);
-        if judge.roots.generation() == peer.roots_generation {
-            return Ok(());
+        if judge.now > identity.not_after() {
+            return Err(RejectReason::Expired);
         }
-        let again = verify_peer(&judge, &peer.chain, self.backend.signature_algorithms())?;
-        if again.identity == peer.identity { Ok(()) } else { Err(RejectReason::Unjudged) }
+        if judge.roots.generation() == generation {
+            return Ok(generation);
+        }
+        let again = verify_peer(&judge, chain, self.backend.signature_algorithms())?;
+        if again.identity == *identity { Ok(again.roots_generation) } else { Err(RejectReason::Unjudged) }
     }
 
     /// Why the newest leaf is not in use, where that is so.

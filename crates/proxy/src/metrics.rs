@@ -101,7 +101,7 @@ pub(crate) struct PathMetrics {
 }
 
 /// The ends that are counted by name besides those with tables of their own.
-const OTHER: [EndReason; 14] = [
+const OTHER: [EndReason; 16] = [
     EndReason::Finished,
     EndReason::NoMaterial,
     EndReason::ApplicationUnreachable,
@@ -114,6 +114,8 @@ const OTHER: [EndReason; 14] = [
     EndReason::BadRecord,
     EndReason::ApplicationReset,
     EndReason::Idle,
+    EndReason::Revoked,
+    EndReason::PeerLapsed,
     EndReason::Cut,
     EndReason::Internal,
 ];
@@ -186,6 +188,33 @@ impl PathMetrics {
 pub(crate) struct Metrics {
     pub(crate) inbound: Arc<PathMetrics>,
     upstreams: RwLock<BTreeMap<String, Arc<PathMetrics>>>,
+    rejudged: [Counter; Rejudged::ALL.len()],
+}
+
+/// What came of judging the open connections of a peer again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rejudged {
+    /// They live on by a decision.
+    Permitted,
+    /// They live on because nobody could decide.
+    Undecided,
+    /// They were ended by a decision.
+    Revoked,
+    /// They were ended because the certificate no longer counts.
+    Lapsed,
+}
+
+impl Rejudged {
+    const ALL: [Self; 4] = [Self::Permitted, Self::Undecided, Self::Revoked, Self::Lapsed];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Permitted => "permitted",
+            Self::Undecided => "undecided",
+            Self::Revoked => "revoked",
+            Self::Lapsed => "lapsed",
+        }
+    }
 }
 
 impl Metrics {
@@ -197,9 +226,14 @@ impl Metrics {
         Arc::clone(self.upstreams.write().entry(name.to_owned()).or_default())
     }
 
+    pub(crate) fn rejudged(&self, outcome: Rejudged) -> &Counter {
+        &self.rejudged[outcome as usize]
+    }
+
     pub(crate) fn snapshot(&self) -> MetricsSnapshot {
         MetricsSnapshot {
             inbound: self.inbound.snapshot(),
+            rejudged: Rejudged::ALL.iter().map(|outcome| (outcome.name(), self.rejudged(*outcome).get())).collect(),
             upstreams: self.upstreams.read().iter().map(|(name, path)| (name.clone(), path.snapshot())).collect(),
             held_bytes: 0,
             connections_in_use: 0,
@@ -216,6 +250,8 @@ pub struct MetricsSnapshot {
     pub inbound: PathSnapshot,
     /// Each upstream's, those that are gone included.
     pub upstreams: BTreeMap<String, PathSnapshot>,
+    /// How often the open connections of an inbound peer were judged again, by what came of it.
+    pub rejudged: Vec<(&'static str, u64)>,
     /// Bytes that connections hold for slow readers.
     pub held_bytes: u64,
     /// Connection slots in use, in both directions, handshakes included.

@@ -154,6 +154,11 @@ pub enum EndReason {
     ApplicationReset,
     /// Nothing moved for longer than the idle limit.
     Idle,
+    /// The authorizer no longer permits it ([`InboundConfig::reauthorize`](crate::InboundConfig::reauthorize)).
+    Revoked,
+    /// The peer's certificate is over or no longer leads to a root
+    /// ([`InboundConfig::reauthorize`](crate::InboundConfig::reauthorize)).
+    PeerLapsed,
     /// Cut by the end of a drain or by an abort.
     Cut,
     /// Our own side failed.
@@ -181,6 +186,8 @@ impl EndReason {
             Self::BadRecord => "bad_record",
             Self::ApplicationReset => "application_reset",
             Self::Idle => "idle",
+            Self::Revoked => "revoked",
+            Self::PeerLapsed => "peer_lapsed",
             Self::Cut => "cut",
             Self::Internal => "internal",
         }

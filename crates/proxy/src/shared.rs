@@ -14,6 +14,7 @@ use crate::{
     live::Live,
     metrics::Metrics,
     record::{InFlight, LiveTable, RateLimit},
+    rejudge::{Book, Known},
     relay::Budget,
 };
 
@@ -33,6 +34,8 @@ pub(crate) struct Shared {
     pub(crate) budget: Arc<Budget>,
     pub(crate) metrics: Metrics,
     pub(crate) table: Arc<LiveTable>,
+    /// Peers whose open connections are judged again.
+    pub(crate) book: Arc<Book<Known>>,
     pub(crate) inbound_in_flight: Arc<InFlight>,
     pub(crate) outbound_in_flight: Arc<InFlight>,
     /// Lines about peers that have proven nothing.

@@ -31,6 +31,7 @@ use crate::{
     metrics::{Metrics, MetricsSnapshot, PathMetrics},
     outbound::{self, Upstream},
     record::{ConnectionInfo, EndReason, LimitName, LiveTable, RateLimit},
+    rejudge,
     relay::Budget,
     shared::Shared,
     socket::{Plain, reset},
@@ -238,16 +239,18 @@ impl Sidecar {
             limits: parking_lot::RwLock::new(config.limits.clone()),
             metrics: Metrics::default(),
             table: Arc::new(LiveTable::default()),
+            book: Arc::default(),
             inbound_in_flight: Arc::default(),
             outbound_in_flight: Arc::default(),
             lines: RateLimit::per_second(LINES),
             cut: CancellationToken::new(),
         });
         let stop = CancellationToken::new();
-        let stopped = stop.clone();
+        let (stopped, judged) = (stop.clone(), shared.clone());
         shared.control.spawn(async move {
             tokio::select! {
                 () = live.follow() => {}
+                () = rejudge::follow(judged) => {}
                 () = stopped.cancelled() => {}
             }
         });
@@ -307,6 +310,7 @@ impl Sidecar {
             kind.push(name);
         }
 
+        self.shared.book.set_period(config.inbound.as_ref().and_then(|inbound| inbound.reauthorize));
         let policy = |asked| if closing { BindPolicy::Retry } else { asked };
         match (&state.inbound, &config.inbound) {
             (Some(open), Some(wanted)) => {

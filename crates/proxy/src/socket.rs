@@ -92,8 +92,13 @@ pub(crate) fn tune(stream: &TcpStream) {
 
 /// Ends a socket by a reset.
 pub(crate) fn reset(stream: TcpStream) {
-    let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+    reset_on_drop(&stream);
     drop(stream);
+}
+
+/// Lets a socket end by a reset as soon as it is dropped.
+pub(crate) fn reset_on_drop(stream: &TcpStream) {
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
 impl AsyncRead for Plain {

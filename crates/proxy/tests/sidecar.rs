@@ -394,6 +394,81 @@ async fn a_root_that_is_removed_while_the_authorizer_thinks_no_longer_counts() {
     assert!(futures_util::FutureExt::now_or_never(application.accept()).is_none());
 }
 
+/// A chain whose server judges open connections again each second, with one of them open.
+async fn judged_again() -> (Chain, TcpStream) {
+    let application = echo().await;
+    let chain = chain(application).await;
+    let mut config = inbound("db", ANY, application);
+    config.inbound.as_mut().unwrap().reauthorize = Some(Duration::ZERO);
+    chain.db.apply(config);
+    let mut client = TcpStream::connect(chain.upstream).await.unwrap();
+    ask(&mut client).await.unwrap();
+    (chain, client)
+}
+
+fn rejudged(chain: &Chain, outcome: &str) -> u64 {
+    count(&chain.db.metrics().rejudged, outcome)
+}
+
+#[tokio::test]
+async fn an_open_connection_is_judged_again_and_reset_when_the_policy_has_turned() {
+    let (chain, mut client) = judged_again().await;
+    until(|| rejudged(&chain, "permitted") > 0).await;
+    ask(&mut client).await.unwrap();
+    chain.doorman.denies.store(true, Ordering::SeqCst);
+    assert_eq!(end_of(&mut client).await, Some(ErrorKind::ConnectionReset));
+    until(|| count(&inbound_of(&chain.db).ended, "revoked") == 1).await;
+    assert_eq!(rejudged(&chain, "revoked"), 1);
+    assert_eq!(count(&chain.web.metrics().upstreams["db"].ended, "peer_reset"), 1);
+    chain.doorman.denies.store(false, Ordering::SeqCst);
+    ask(&mut TcpStream::connect(chain.upstream).await.unwrap()).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_open_connection_does_not_outlive_the_root_of_its_peer_where_it_is_judged_again() {
+    let (chain, mut client) = judged_again().await;
+    let other = Mesh::new(1);
+    chain.db_source.offer_roots(roots(&[&chain.scene.mesh.root, &other.root]));
+    until(|| rejudged(&chain, "permitted") > 1).await;
+    ask(&mut client).await.unwrap();
+    chain.db_source.offer_roots(roots(&[&other.root]));
+    assert_eq!(end_of(&mut client).await, Some(ErrorKind::ConnectionReset));
+    until(|| count(&inbound_of(&chain.db).ended, "peer_lapsed") == 1).await;
+}
+
+/// Permits once, and then cannot decide.
+#[derive(Default)]
+struct Forgetful(std::sync::atomic::AtomicUsize);
+
+#[async_trait]
+impl Authorizer for Forgetful {
+    async fn authorize(&self, _: &Inbound<'_>) -> Result<Permit, Refusal> {
+        if self.0.fetch_add(1, Ordering::SeqCst) == 0 {
+            return Ok(Permit::granted_by("the first time".to_owned(), SystemTime::now()));
+        }
+        Err(Refusal { kind: lictor_core::RefusalKind::Unreachable, detail: "away".to_owned() })
+    }
+}
+
+#[tokio::test]
+async fn whoever_cannot_be_judged_again_lives_on() {
+    let (scene, doorman, list) = (scene(), Arc::<Doorman>::default(), Arc::new(List::default()));
+    let mut deps = scene.deps(scene.source("db"), &doorman, &list);
+    deps.authorizer = Arc::new(Forgetful::default());
+    let mut config = inbound("db", ANY, echo().await);
+    config.inbound.as_mut().unwrap().reauthorize = Some(Duration::ZERO);
+    let db = Sidecar::start(deps, config).unwrap();
+    let mesh_side = address_of(&db).await;
+    list.0.lock().push(instance("db", mesh_side));
+    let deps = scene.deps(scene.source("web"), &doorman, &list);
+    let web = Sidecar::start(deps, outbound("web", "db", ANY)).unwrap();
+    let mut client = TcpStream::connect(address_of(&web).await).await.unwrap();
+    ask(&mut client).await.unwrap();
+    until(|| count(&db.metrics().rejudged, "undecided") >= 3).await;
+    ask(&mut client).await.unwrap();
+    assert_eq!(inbound_of(&db).open, 1);
+}
+
 #[tokio::test]
 async fn open_connections_are_listed_with_both_identities_and_leave_the_list() {
     let chain = chain(echo().await).await;

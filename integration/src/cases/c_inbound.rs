@@ -61,6 +61,10 @@ pub(crate) const CASES: &[Case] = &[
     case!(c28_nothing_is_resumed_after_a_root_is_gone_or_a_certificate_is_over),
     case!(c29_an_application_that_is_down_closes_quickly),
     case!(c30_an_application_in_a_black_hole_is_given_up_in_time),
+    case!(c31_with_a_period_an_open_connection_ends_when_its_intention_turns),
+    case!(c31_no_outage_of_the_agent_ends_an_open_connection),
+    case!(c31_an_open_connection_does_not_outlive_the_certificate_of_its_peer),
+    case!(c31_without_a_period_an_open_connection_lives_on),
     case!(c32_a_thousand_stuck_clients_do_not_stop_a_good_one).heavy(),
     case!(c33_running_out_of_descriptors_ends_nothing),
 ];
@@ -679,6 +683,114 @@ impl BlackHole {
             }
         }
     }
+}
+
+/// The shortest period that is taken, in the registration's key.
+fn each_second() -> serde_json::Value {
+    json!({ "reauthorize_ms": 1000 })
+}
+
+/// How long after the period a connection may take to be gone, on a machine that is busy.
+const SLACK: Duration = Duration::from_secs(5);
+
+/// The peer has reset the connection; nothing came before.
+async fn is_reset(stream: &mut (impl AsyncReadExt + Unpin)) -> Result<()> {
+    match stream.read(&mut [0; 1]).await {
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => Ok(()),
+        other => bail!("not reset: {other:?}"),
+    }
+}
+
+async fn c31_with_a_period_an_open_connection_ends_when_its_intention_turns(world: Arc<World>) -> Result<()> {
+    let api = world.inbound_with(Manner::Hand, Options::default(), each_second(), &[]).await?;
+    let (mut web, mut shop) =
+        (api.client("web").await?.connect(api.public()).await?, api.client("shop").await?.connect(api.public()).await?);
+    let (mut of_web, mut of_shop) = (api.app.next().await?, api.app.next().await?);
+    for (client, app) in [(&mut web, &mut of_web), (&mut shop, &mut of_shop)] {
+        client.write_all(b"hello").await?;
+        app.read_exact(&mut [0; 5]).await?;
+    }
+    // An established connection is asked about again and again while it is allowed.
+    wait::until("a second question", SOON, || async {
+        ensure!(api.lictor.metrics().await?.label("permitted") >= 2, "not yet");
+        Ok(())
+    })
+    .await?;
+    let turned = Instant::now();
+    api.agent.deny("web", "api").await?;
+    wait::within("the end of the denied one", Duration::from_secs(1) + SLACK, is_reset(&mut web)).await??;
+    println!("reset {:?} after the intention turned, at a period of 1 s", turned.elapsed());
+    app::is_reset(&mut of_web).await.context("at the application")?;
+    api.lictor.counted("revoked", 2).await.context("one judgement and one connection")?;
+    let line = api.lictor.output().line(0, "the record", SOON, |l| l.contains("connection ended")).await?;
+    ensure!(line.contains("revoked") && line.contains("svc/web"), "{line}");
+    let asked = api.lictor.metrics().await?.label("permitted");
+    wait::until("the neighbour asked about once more", SOON, || async {
+        ensure!(api.lictor.metrics().await?.label("permitted") > asked, "not yet");
+        Ok(())
+    })
+    .await?;
+    shop.write_all(b"still").await?;
+    of_shop.read_exact(&mut [0; 5]).await.context("the allowed neighbour lives on")?;
+    api.agent.allow("web", "api").await?;
+    let mut again = api.client("web").await?.connect(api.public()).await?;
+    again.write_all(b"again").await?;
+    api.app.next().await?.read_exact(&mut [0; 5]).await.map(drop).context("allowed again, a new one passes")
+}
+
+async fn c31_no_outage_of_the_agent_ends_an_open_connection(world: Arc<World>) -> Result<()> {
+    let options = Options { persistent: true, ..Options::default() };
+    let api = world.inbound_with(Manner::Echo, options, each_second(), &[]).await?;
+    let mut web = api.client("web").await?.connect(api.public()).await?;
+    app::echoes(&mut web, b"before").await?;
+    api.agent.stop().await?;
+    wait::until("three questions without an answer", SOON, || async {
+        ensure!(api.lictor.metrics().await?.label("undecided") >= 3, "not yet");
+        Ok(())
+    })
+    .await?;
+    app::echoes(&mut web, b"the agent is away").await?;
+    api.lictor.says("cannot be judged again").await?;
+    api.agent.start().await?;
+    api.lictor.says("judged again").await?;
+    app::echoes(&mut web, b"the agent is back").await?;
+    let decided = api.lictor.metrics().await?.label("permitted");
+    wait::until("a decision", SOON, || async {
+        ensure!(api.lictor.metrics().await?.label("permitted") > decided, "not yet");
+        Ok(())
+    })
+    .await?;
+    app::echoes(&mut web, b"and has decided").await
+}
+
+async fn c31_an_open_connection_does_not_outlive_the_certificate_of_its_peer(world: Arc<World>) -> Result<()> {
+    let api = world.inbound_with(Manner::Echo, Options::default(), each_second(), &[]).await?;
+    let forge = api.agent.forge().await?;
+    settle(&api).await?;
+    let mut short = forge.wish("web");
+    short.ends = time::Duration::seconds(4);
+    let mut lapsing = Client::new(forge.sign(&short)?).connect(api.public()).await?;
+    let mut lasting = Client::new(forge.good("web")?).connect(api.public()).await?;
+    app::echoes(&mut lapsing, b"short").await?;
+    app::echoes(&mut lasting, b"long").await?;
+    let limit = Duration::from_secs(5) + SLACK;
+    wait::within("the end with the certificate", limit, is_reset(&mut lapsing)).await??;
+    api.lictor.counted("peer_lapsed", 1).await?;
+    app::echoes(&mut lasting, b"still").await.context("the same service by a certificate that counts")
+}
+
+async fn c31_without_a_period_an_open_connection_lives_on(world: Arc<World>) -> Result<()> {
+    let api = world.inbound(Manner::Echo).await?;
+    let client = api.client("web").await?;
+    let mut web = client.connect(api.public()).await?;
+    app::echoes(&mut web, b"before").await?;
+    api.agent.deny("web", "api").await?;
+    api.refuses(&client).await.context("a new connection")?;
+    let asked = api.agent.authorizes();
+    wait::pass(Duration::from_secs(2)).await;
+    app::echoes(&mut web, b"after").await.context("the established one")?;
+    ensure!(api.agent.authorizes() == asked, "authorize was asked about an open connection");
+    Ok(())
 }
 
 async fn c32_a_thousand_stuck_clients_do_not_stop_a_good_one(world: Arc<World>) -> Result<()> {

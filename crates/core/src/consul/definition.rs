@@ -14,6 +14,9 @@ use crate::discovery::{Destination, DestinationKind};
 /// The longest timeout that a registration can set. Longer ones mean a mistake in the unit.
 pub const MAX_TIMEOUT: Duration = Duration::from_secs(600);
 
+/// The longest period that is taken from a registration.
+const MAX_PERIOD: Duration = Duration::from_secs(24 * 3600);
+
 /// The most connections that a registration can ask for.
 const MAX_CONNECTIONS: u64 = 1_000_000;
 
@@ -59,6 +62,8 @@ pub struct ProxyDefinition {
     pub local_connect_timeout: Option<Duration>,
     /// The deadline of an inbound handshake.
     pub handshake_timeout: Option<Duration>,
+    /// How often open inbound connections are judged again (`reauthorize_ms`, a key of ours).
+    pub reauthorize: Option<Duration>,
     /// The most inbound connections at once.
     pub max_inbound_connections: Option<u32>,
     /// The protocol of the application; anything but `tcp` is for humans here.
@@ -237,6 +242,7 @@ impl ProxyDefinition {
             telemetry: config.has("telemetry"),
             local_connect_timeout: timeout(config, "local_connect_timeout_ms", &mut problems),
             handshake_timeout: timeout(config, "handshake_timeout_ms", &mut problems),
+            reauthorize: period(config, "reauthorize_ms", &mut problems),
             max_inbound_connections: count(config, "max_inbound_connections", &mut problems),
             protocol: config.text("protocol", &mut problems),
             upstreams: Vec::new(),
@@ -333,6 +339,11 @@ fn unix(path: String, mode: Option<u32>, key: &str, problems: &mut Problems) -> 
 
 fn timeout(config: &Fields<'_>, key: &str, problems: &mut Problems) -> Option<Duration> {
     let most = u64::try_from(MAX_TIMEOUT.as_millis()).unwrap_or(u64::MAX);
+    config.number(key, most, problems).map(Duration::from_millis)
+}
+
+fn period(config: &Fields<'_>, key: &str, problems: &mut Problems) -> Option<Duration> {
+    let most = u64::try_from(MAX_PERIOD.as_millis()).unwrap_or(u64::MAX);
     config.number(key, most, problems).map(Duration::from_millis)
 }
 
@@ -527,6 +538,7 @@ mod tests {
             ("local_connect_timeout_ms", json!(-5)),
             ("local_connect_timeout_ms", json!(1.5)),
             ("handshake_timeout_ms", json!({})),
+            ("reauthorize_ms", json!("1m")),
             ("max_inbound_connections", json!(true)),
             ("protocol", json!(7)),
         ] {
@@ -547,6 +559,7 @@ mod tests {
         let mut changed = registration();
         changed["Proxy"]["Config"] = json!({
             "local_connect_timeout_ms": "1500", "handshake_timeout_ms": 2000.0, "max_inbound_connections": "0",
+            "reauthorize_ms": 3_600_000,
         });
         changed["Proxy"]["Upstreams"][0]["Config"] = json!({
             "connect_timeout_ms": 99_999_999_999_u64, "limits": {"max_connections": "3"},
@@ -554,6 +567,7 @@ mod tests {
         let read = service(&changed);
         assert_eq!(read.local_connect_timeout, Some(Duration::from_millis(1500)));
         assert_eq!(read.handshake_timeout, Some(Duration::from_secs(2)));
+        assert_eq!(read.reauthorize, Some(Duration::from_secs(3600)));
         assert_eq!(read.max_inbound_connections, None);
         assert_eq!(read.upstreams[0].connect_timeout, Some(MAX_TIMEOUT));
         assert_eq!(read.upstreams[0].max_connections, Some(3));

@@ -138,6 +138,11 @@ impl Collector for Page {
             "How long the question to the agent took, whatever the answer",
             paths.iter().take(1).map(|(labels, path)| (labels, &path.authorize)),
         )?;
+        out.counter(
+            "reauthorizations",
+            "How often the open connections of a peer were judged again, by what came of it",
+            proxy.rejudged.iter().map(|(outcome, count)| (vec![service, ("outcome", *outcome)], *count)),
+        )?;
         out.gauge("held_bytes", "Bytes held for slow readers", [(vec![service], proxy.held_bytes)])?;
         out.gauge(
             "connection_slots_used",
@@ -293,6 +298,7 @@ mod tests {
                 differs: vec!["In one thing.".to_owned()],
             }),
             proxy: MetricsSnapshot {
+                rejudged: vec![("revoked", 2)],
                 inbound: path(),
                 upstreams: [("db".to_owned(), path())].into(),
                 held_bytes: 7,
@@ -314,6 +320,7 @@ mod tests {
             "lictor_handshake_duration_seconds_bucket{le=\"0.0025\",service=\"api\",direction=\"inbound\",upstream=\"\"} 1",
             "lictor_handshake_duration_seconds_bucket{le=\"+Inf\",service=\"api\",direction=\"inbound\",upstream=\"\"} 1",
             "lictor_log_lines_dropped_total{service=\"api\"} 6",
+            "lictor_reauthorizations_total{service=\"api\",outcome=\"revoked\"} 2",
             "lictor_tls_info{backend=\"rustls\",library=\"a \\\"library\\\" 1.2\",fips=\"true\",versions=\"TLSv1.3,TLSv1.2\",\
              groups=\"x25519,secp256r1\",suites=\"SUITE\",signature_schemes=\"SCHEME\"} 1",
             "lictor_tls_fips{service=\"api\"} 1",

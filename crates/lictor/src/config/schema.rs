@@ -52,6 +52,8 @@ pub(crate) struct Inbound {
     pub(crate) app: Option<Text>,
     pub(crate) connect_timeout: Option<Span>,
     pub(crate) handshake_timeout: Option<Span>,
+    /// How often open connections are judged again; zero for never, whatever the registration says.
+    pub(crate) reauthorize: Option<Span>,
     pub(crate) max_connections: Option<Count>,
 }
 
