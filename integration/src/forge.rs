@@ -11,6 +11,7 @@ use x509_parser::pem::parse_x509_pem;
 use crate::peer::Identity;
 
 /// A CA whose key is at hand.
+#[derive(Clone)]
 pub(crate) struct Forge {
     pem: String,
     key_pem: String,

@@ -82,6 +82,16 @@ impl Identity {
         Ok(self)
     }
 
+    /// From when and until when the leaf is good, as Consul writes it (RFC 3339).
+    pub(crate) fn validity(&self) -> Result<(String, String)> {
+        let leaf = self.chain.first().context("an empty chain")?;
+        let (_, parsed) = X509Certificate::from_der(leaf).context("no certificate")?;
+        let written = |time: x509_parser::time::ASN1Time| {
+            time.to_datetime().format(&time::format_description::well_known::Rfc3339).context("a time out of range")
+        };
+        Ok((written(parsed.validity().not_before)?, written(parsed.validity().not_after)?))
+    }
+
     pub(crate) fn serial(&self) -> Result<String> {
         serial(self.chain.first().context("an empty chain")?)
     }

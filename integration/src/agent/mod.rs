@@ -4,6 +4,7 @@
 mod consul;
 mod container;
 mod embedded;
+mod tamper;
 mod tap;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
@@ -23,6 +24,8 @@ use crate::{
 pub(crate) use consul::{Consul, Version};
 pub(crate) use container::Image;
 use embedded::Embedded;
+use tamper::Rule;
+pub(crate) use tamper::Tamper;
 use tap::Tap;
 
 /// The token that may do everything, where access control is on.
@@ -71,6 +74,8 @@ pub(crate) struct Options {
     pub(crate) connection_limit: Option<usize>,
     /// Other datacenters that `dc=` may name (embedded only).
     pub(crate) other_datacenters: Vec<String>,
+    /// The CA's key is at hand from the start: what [`Agent::forge`] signs is of the same root as all else.
+    pub(crate) own_root: bool,
     /// Do not start yet; [`Agent::start`] does.
     pub(crate) later: bool,
 }
@@ -89,6 +94,8 @@ pub(crate) struct Agent {
     client: reqwest::Client,
     tap: Tap,
     acl: bool,
+    /// Of a real agent's root that is ours from the start.
+    own_root: Option<Forge>,
     accessors: tokio::sync::Mutex<Vec<(String, String)>>,
     https: Option<SocketAddr>,
     _front: Option<crate::peer::TlsFront>,
@@ -137,11 +144,15 @@ impl Agent {
         let tap = Tap::start(api).await?;
         let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(20)).build()?;
         let acl = options.acl.is_some();
-        let agent = Self { inner, client, tap, acl, accessors: tokio::sync::Mutex::default(), https, _front: front };
+        let accessors = tokio::sync::Mutex::default();
+        let mut agent = Self { inner, client, tap, acl, own_root: None, accessors, https, _front: front };
         if options.later {
             agent.stop().await?;
         } else {
             agent.ready().await?;
+        }
+        if options.own_root && kind.is_real() {
+            agent.own_root = Some(agent.forge().await?);
         }
         Ok(agent)
     }
@@ -205,6 +216,48 @@ impl Agent {
     /// All connections that the sidecar has opened so far.
     pub(crate) fn opened(&self) -> usize {
         self.tap.opened()
+    }
+
+    // ---- what the sidecar gets in place of the agent's answers ---------------------------------------------------
+
+    /// All calls to come whose request line holds `part` suffer this, until [`Self::behave`].
+    pub(crate) fn tamper(&self, part: &str, tamper: Tamper) {
+        self.tamper_by(part, tamper, None, false);
+    }
+
+    /// The same, and the calls that wait at the agent suffer it at once.
+    pub(crate) fn tamper_now(&self, part: &str, tamper: Tamper) {
+        self.tamper_by(part, tamper, None, true);
+    }
+
+    /// The next call that comes suffers it.
+    pub(crate) fn tamper_next(&self, part: &str, tamper: Tamper) {
+        self.tamper_by(part, tamper, Some(1), false);
+    }
+
+    /// The call that waits at the agent, or else the next one that comes, suffers it.
+    pub(crate) fn tamper_once(&self, part: &str, tamper: Tamper) {
+        self.tamper_by(part, tamper, Some(1), true);
+    }
+
+    fn tamper_by(&self, part: &str, tamper: Tamper, times: Option<u64>, waiting: bool) {
+        self.tap.tampering().add(Rule { part: part.to_owned(), tamper, times, waiting });
+    }
+
+    /// The agent answers itself again where `part` was tampered with. What hangs goes on hanging.
+    pub(crate) fn behave(&self, part: &str) {
+        self.tap.tampering().clear(part);
+    }
+
+    /// How many calls wait for an answer right now.
+    pub(crate) fn waiting(&self, part: &str) -> usize {
+        self.tap.waiting(part)
+    }
+
+    /// Whoever waits for the leaf of a service, or asks for it next, gets this one.
+    pub(crate) fn deliver_leaf(&self, service: &str, leaf: &Identity) -> Result<()> {
+        self.tamper_once(&leaf_path(service), leaf_of(leaf)?);
+        Ok(())
     }
 
     // ---- coming and going -----------------------------------------------------------------------------------------
@@ -390,6 +443,9 @@ impl Agent {
         if let Inner::Embedded(embedded) = &self.inner {
             return embedded.forge();
         }
+        if let Some(own) = &self.own_root {
+            return Ok(own.clone());
+        }
         let root = Forge::new_root(&self.trust_domain().await?)?;
         self.set_root(&root).await?;
         wait::until("our own root", SOON, || async {
@@ -442,6 +498,24 @@ impl Agent {
         let (_, accessor) = accessors.iter().find(|(known, _)| known == secret).context("no such token")?;
         self.good(Method::DELETE, &format!("/v1/acl/token/{accessor}"), None).await.map(drop)
     }
+}
+
+/// Where the leaf of a service is.
+pub(crate) fn leaf_path(service: &str) -> String {
+    format!("/v1/agent/connect/ca/leaf/{service}")
+}
+
+/// Puts another chain and key into the answer of the leaf endpoint.
+pub(crate) fn leaf_of(leaf: &Identity) -> Result<Tamper> {
+    let (begins, ends) = leaf.validity()?;
+    let (serial, leaf) = (leaf.serial()?, leaf.clone());
+    Ok(Tamper::json(move |value| {
+        value["SerialNumber"] = json!(serial);
+        value["CertPEM"] = json!(leaf.chain_pem);
+        value["PrivateKeyPEM"] = json!(leaf.key_pem);
+        value["ValidAfter"] = json!(begins);
+        value["ValidBefore"] = json!(ends);
+    }))
 }
 
 /// The dialect of the embedded agent.

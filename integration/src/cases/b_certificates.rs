@@ -6,10 +6,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use lictor_agent::{Endpoint, Fault, LeafFault, RootsFault};
+use serde_json::{Value, json};
 
 use crate::{
-    agent::{Agent, MANAGEMENT, Options},
+    agent::{Agent, MANAGEMENT, Options, Tamper, leaf_of, leaf_path},
     app::{self, App, Manner},
     forge::Forge,
     lictor::Lictor,
@@ -21,61 +21,82 @@ use crate::{
 };
 
 pub(crate) const CASES: &[Case] = &[
-    case!(b1_the_public_port_is_closed_until_leaf_and_roots_are_there)
-        .embedded("the agent must withhold roots while it answers everything else"),
-    case!(b2_an_upstream_gives_nothing_in_the_clear_before_there_is_a_leaf)
-        .embedded("the agent must withhold leaves while it answers everything else"),
-    case!(b3_a_new_leaf_is_served_within_a_second_and_connections_live)
-        .embedded("a real agent renews by age or rotation only, see b4 and b5"),
+    case!(b1_the_public_port_is_closed_until_leaf_and_roots_are_there),
+    case!(b2_an_upstream_gives_nothing_in_the_clear_before_there_is_a_leaf),
+    case!(b3_a_new_leaf_is_served_within_a_second_and_connections_live),
     case!(b4_a_client_on_the_old_root_passes_as_long_as_it_is_listed),
     case!(b5_a_peer_that_trusts_only_the_old_root_gets_the_cross_certificate),
     case!(b6_leaves_of_all_listed_roots_pass),
-    case!(b7_a_root_off_the_list_is_not_trusted).embedded("a real agent prunes roots after days"),
-    case!(b8_broken_roots_do_not_spoil_the_others).embedded("a real agent lists no broken roots"),
+    case!(b7_a_root_off_the_list_is_not_trusted),
+    case!(b8_broken_roots_do_not_spoil_the_others),
     case!(b8_a_p224_root_does_not_spoil_the_others).real("the embedded agent's CA is always on P-256"),
     case!(b9_other_keys_of_the_root_work).real("the embedded agent's CA is always on P-256"),
     case!(b10_chains_out_of_order_with_duplicates_and_the_root_are_verified),
     case!(b11_an_empty_subject_with_a_critical_san_passes),
     case!(b12_a_leaf_with_the_key_identifier_of_its_ca_passes),
-    case!(b13_a_broken_leaf_changes_nothing).embedded("a real agent gives no broken leaves"),
-    case!(b14_an_index_that_goes_back_is_forgotten).embedded("the index must go back on request"),
-    case!(b15_a_new_leaf_under_an_old_index_is_used).embedded("Consul 1.2 to 1.4.0 do it"),
-    case!(b16_errors_are_not_repeated_in_a_hurry).embedded("the agent must fail on request"),
-    case!(b17_a_call_that_never_returns_is_not_waited_for).embedded("the agent must hang on request"),
-    case!(b18_an_expired_leaf_turns_ready_red).embedded("a real agent issues for an hour at the least"),
+    case!(b13_a_broken_leaf_changes_nothing),
+    case!(b14_an_index_that_goes_back_is_forgotten),
+    case!(b15_a_new_leaf_under_an_old_index_is_used),
+    case!(b16_errors_are_not_repeated_in_a_hurry),
+    case!(b17_a_call_that_never_returns_is_not_waited_for),
+    case!(b18_an_expired_leaf_turns_ready_red),
     case!(b19_a_leaf_watch_without_rights_goes_on_and_keeps_calm),
     case!(b20_a_chain_of_a_secondary_datacenter_passes_in_both_directions),
-    case!(b21_a_forbidden_leaf_watch_asks_again_at_once).embedded("the agent must refuse blocked calls on request"),
+    case!(b21_a_forbidden_leaf_watch_asks_again_at_once),
     case!(b22_an_empty_issuer_behind_a_cross_certificate_is_verified),
 ];
+
+/// Where the roots are.
+const ROOTS: &str = "/v1/agent/connect/ca/roots";
+
+/// The sidecar of `api` beside an agent whose CA signs what we want.
+async fn inbound(world: &World) -> Result<(Inbound, Forge)> {
+    let options = Options { own_root: true, ..Options::default() };
+    let api = world.inbound_with(Manner::Echo, options, json!({}), &[]).await?;
+    let forge = api.agent.forge().await?;
+    Ok((api, forge))
+}
+
+/// Waits until the sidecar has asked more than `before` times.
+async fn asks(agent: &Agent, part: &str, before: usize) -> Result<String> {
+    let what = format!("a call of {part}");
+    wait::until(&what, SOON, || async { agent.requests(part).get(before).cloned().context("not yet") }).await
+}
+
+/// Waits until the sidecar's call waits at the agent.
+async fn waits(agent: &Agent, part: &str) -> Result<()> {
+    wait::until("a blocked call", SOON, || async {
+        ensure!(agent.waiting(part) > 0, "none of {part}");
+        Ok(())
+    })
+    .await
+}
 
 async fn b1_the_public_port_is_closed_until_leaf_and_roots_are_there(world: Arc<World>) -> Result<()> {
     let agent = world.agent().await?;
     let app = App::echo().await?;
-    let handle = agent.handle()?;
-    for endpoint in [Endpoint::Roots, Endpoint::Leaf] {
-        handle.misbehave(endpoint, Fault::Status { status: 500, body: String::new() });
+    for part in [ROOTS.to_owned(), leaf_path("api")] {
+        let before = agent.requests(&part).len();
+        agent.tamper(&part, Tamper::status(500));
         let sidecar = Sidecar::new("api", app.address())?;
         sidecar.register(&agent).await?;
         let mut lictor = world.proxy(&agent)?.args(&["-sidecar-for", "api-1"]).start()?;
         lictor.not_ready().await?;
-        handle.wait_until(|stats| stats.answers(endpoint) > 1).await;
-        ensure!(app::connect(sidecar.public).await.is_err(), "the port is open without {endpoint:?}");
-        handle.behave_at(endpoint);
+        asks(&agent, &part, before + 1).await?;
+        ensure!(app::connect(sidecar.public).await.is_err(), "the port is open without {part}");
+        agent.behave(&part);
         lictor.ready().await?;
         let client = Client::new(agent.identity("web").await?);
         app::echoes(&mut client.connect(sidecar.public).await?, b"hello").await?;
-        handle.reset_stats();
     }
     Ok(())
 }
 
 async fn b2_an_upstream_gives_nothing_in_the_clear_before_there_is_a_leaf(world: Arc<World>) -> Result<()> {
     let agent = world.agent().await?;
-    let handle = agent.handle()?;
     let plain = App::echo().await?;
     crate::world::add_instance(&agent, "api", "api-sidecar-proxy-1", plain.address()).await?;
-    handle.misbehave(Endpoint::Leaf, Fault::Hang);
+    agent.tamper(&leaf_path("web"), Tamper::Hang);
     let local = ports::free()?;
     let flag = format!("api:{}", local.port());
     let lictor = world.proxy(&agent)?.args(&["-service", "web", "-upstream", &flag]).start()?;
@@ -90,15 +111,17 @@ async fn b2_an_upstream_gives_nothing_in_the_clear_before_there_is_a_leaf(world:
 }
 
 async fn b3_a_new_leaf_is_served_within_a_second_and_connections_live(world: Arc<World>) -> Result<()> {
-    let mut api = world.inbound(Manner::Echo).await?;
+    let (mut api, forge) = inbound(&world).await?;
     let client = api.client("web").await?;
     let mut old = client.connect(api.public()).await?;
-    let before = old.server_serial()?;
     app::echoes(&mut old, b"before").await?;
-    api.agent.handle()?.renew_leaf("api")?;
+    let leaf = forge.good("api")?;
+    ensure!(old.server_serial()? != leaf.serial()?);
+    waits(&api.agent, &leaf_path("api")).await?;
+    api.agent.deliver_leaf("api", &leaf)?;
     wait::until("the new serial", Duration::from_secs(1), || async {
         let serial = client.connect(api.public()).await?.server_serial()?;
-        ensure!(serial != before, "still {serial}");
+        ensure!(serial == leaf.serial()?, "still {serial}");
         Ok(())
     })
     .await?;
@@ -175,7 +198,12 @@ async fn b7_a_root_off_the_list_is_not_trusted(world: Arc<World>) -> Result<()> 
     let old = api.client("web").await?;
     app::echoes(&mut old.connect(api.public()).await?, b"still good").await?;
     rotate(&api, &old).await?;
-    api.agent.handle()?.prune_roots();
+    let prune = |value: &mut Value| {
+        if let Some(roots) = value["Roots"].as_array_mut() {
+            roots.retain(|root| root["Active"] == true);
+        }
+    };
+    api.agent.tamper_now(ROOTS, Tamper::json(prune));
     wait::until("the old root's end", SOON, || async {
         api.refuses(&old).await?;
         ensure!(api.lictor.metrics().await?.label("unknown_issuer") > 0, "not counted yet");
@@ -187,19 +215,33 @@ async fn b7_a_root_off_the_list_is_not_trusted(world: Arc<World>) -> Result<()> 
 
 async fn b8_broken_roots_do_not_spoil_the_others(world: Arc<World>) -> Result<()> {
     let api = world.inbound(Manner::Echo).await?;
-    let handle = api.agent.handle()?;
-    let before = api.agent.requests("/v1/agent/connect/ca/roots").len();
-    for (step, fault) in [RootsFault::GarbageAmongGood, RootsFault::ExpiredAmongGood].into_iter().enumerate() {
-        handle.set_roots_fault(Some(fault))?;
+    let key = rcgen::KeyPair::generate()?;
+    let expired = Forge::root_with(&api.agent.trust_domain().await?, key, time::Duration::seconds(-30))?;
+    let garbage = "-----BEGIN CERTIFICATE-----\nbm8gY2VydGlmaWNhdGU=\n-----END CERTIFICATE-----\n";
+    for broken in [garbage, expired.pem()] {
+        let before = api.agent.requests(ROOTS).len();
+        waits(&api.agent, ROOTS).await?;
+        api.agent.tamper_once(ROOTS, with_root(broken));
         // The next call shows that the answer before it has been read.
-        wait::until("the list to be taken", SOON, || async {
-            ensure!(api.agent.requests("/v1/agent/connect/ca/roots").len() > before + step, "not asked again");
-            Ok(())
-        })
-        .await?;
+        asks(&api.agent, ROOTS, before).await?;
         api.serves().await?;
     }
     Ok(())
+}
+
+/// One more root in front of all others, which is not the active one.
+fn with_root(pem: &str) -> Tamper {
+    let pem = pem.to_owned();
+    Tamper::json(move |value| {
+        if let Some(roots) = value["Roots"].as_array_mut()
+            && let Some(mut root) = roots.first().cloned()
+        {
+            root["ID"] = json!("00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00:00");
+            root["Active"] = json!(false);
+            root["RootCert"] = json!(pem);
+            roots.insert(0, root);
+        }
+    })
 }
 
 async fn b8_a_p224_root_does_not_spoil_the_others(world: Arc<World>) -> Result<()> {
@@ -315,33 +357,36 @@ async fn b12_a_leaf_with_the_key_identifier_of_its_ca_passes(world: Arc<World>) 
 }
 
 async fn b13_a_broken_leaf_changes_nothing(world: Arc<World>) -> Result<()> {
-    let mut api = world.inbound(Manner::Echo).await?;
-    let handle = api.agent.handle()?;
+    let (mut api, forge) = inbound(&world).await?;
     let client = api.client("web").await?;
-    let good = client.connect(api.public()).await?.server_serial()?;
-    let faults = [
-        LeafFault::WrongKey,
-        LeafFault::OtherService("db".to_owned()),
-        LeafFault::Expired,
-        LeafFault::GarbageCertificate,
-        LeafFault::GarbageKey,
+    let good = client_serial(&client, &api).await?;
+    let (mut wrong_key, mut over) = (forge.good("api")?, forge.wish("api"));
+    wrong_key.key_pem = forge.good("api")?.key_pem;
+    (over.begins, over.ends) = (time::Duration::hours(-2), time::Duration::hours(-1));
+    let garbage = |kind: &str| format!("-----BEGIN {kind}-----\nbm8gY2VydGlmaWNhdGU=\n-----END {kind}-----\n");
+    let put = |key: &'static str, text: String| Tamper::json(move |value| value[key] = json!(text));
+    let broken = [
+        ("another leaf's key", leaf_of(&wrong_key)?),
+        ("another service's leaf", leaf_of(&forge.good("db")?)?),
+        ("a leaf that is over", leaf_of(&forge.sign(&over)?)?),
+        ("no certificate", put("CertPEM", garbage("CERTIFICATE"))),
+        ("no key", put("PrivateKeyPEM", garbage("EC PRIVATE KEY"))),
     ];
-    for fault in faults {
-        let asked = api.agent.requests("/v1/agent/connect/ca/leaf/api").len();
-        handle.set_leaf_fault("api", Some(fault.clone()))?;
-        wait::until("the broken leaf to be taken", SOON, || async {
-            ensure!(api.agent.requests("/v1/agent/connect/ca/leaf/api").len() > asked, "not asked again");
-            Ok(())
-        })
-        .await?;
-        let mut stream = client.connect(api.public()).await.with_context(|| format!("{fault:?}"))?;
-        ensure!(stream.server_serial()? == good, "{fault:?} replaced the good leaf");
+    for (what, tamper) in broken {
+        let path = leaf_path("api");
+        let asked = api.agent.requests(&path).len();
+        waits(&api.agent, &path).await?;
+        api.agent.tamper_once(&path, tamper);
+        asks(&api.agent, &path, asked).await?;
+        let mut stream = client.connect(api.public()).await.context(what)?;
+        ensure!(stream.server_serial()? == good, "{what} replaced the good leaf");
         app::echoes(&mut stream, b"still good").await?;
         api.lictor.lives()?;
     }
-    handle.set_leaf_fault("api", None)?;
+    let next = forge.good("api")?;
+    api.agent.deliver_leaf("api", &next)?;
     wait::until("the next good leaf", SOON, || async {
-        ensure!(client.connect(api.public()).await?.server_serial()? != good, "the old one");
+        ensure!(client_serial(&client, &api).await? == next.serial()?, "the old one");
         Ok(())
     })
     .await
@@ -349,46 +394,31 @@ async fn b13_a_broken_leaf_changes_nothing(world: Arc<World>) -> Result<()> {
 
 async fn b14_an_index_that_goes_back_is_forgotten(world: Arc<World>) -> Result<()> {
     let api = world.inbound(Manner::Echo).await?;
-    let handle = api.agent.handle()?;
-    let endpoints =
-        [(Endpoint::Roots, "/v1/agent/connect/ca/roots"), (Endpoint::Leaf, "/v1/agent/connect/ca/leaf/api")];
-    for (endpoint, path) in endpoints {
-        let touch = || match endpoint {
-            Endpoint::Roots => handle.touch_roots(),
-            _ => handle.touch_leaf("api"),
-        };
-        let seen = api.agent.requests(path).len();
-        // A call suffers a fault that was set before it came: the next one blocks, and ends with the low index.
-        handle.misbehave_times(endpoint, Fault::Index { index: 1 }, 1);
-        let mut next = String::new();
-        for step in 0..2 {
-            wait::until("a blocked call", SOON, || async {
-                ensure!(handle.stats().blocked(endpoint) > 0, "none");
-                Ok(())
-            })
-            .await?;
-            touch();
-            next = wait::until("the next call", Duration::from_secs(20), || async {
-                api.agent.requests(path).get(seen + step).cloned().context("not yet")
-            })
-            .await?;
-        }
-        ensure!(!next.lines().next().unwrap_or_default().contains("index="), "after a low index: {next}");
+    for path in [ROOTS.to_owned(), leaf_path("api")] {
+        waits(&api.agent, &path).await?;
+        let seen = api.agent.requests(&path);
+        ensure!(seen.last().is_some_and(|head| has_index(head)), "it waits without an index: {seen:?}");
+        api.agent.tamper_once(&path, Tamper::Index(1));
+        let next = asks(&api.agent, &path, seen.len()).await?;
+        ensure!(!has_index(&next), "after a low index: {next}");
     }
     Ok(())
 }
 
+/// Whether the call waits for a change.
+fn has_index(head: &str) -> bool {
+    head.lines().next().unwrap_or_default().contains("index=")
+}
+
 async fn b15_a_new_leaf_under_an_old_index_is_used(world: Arc<World>) -> Result<()> {
-    let api = world.inbound(Manner::Echo).await?;
-    let handle = api.agent.handle()?;
+    let (api, forge) = inbound(&world).await?;
     let client = api.client("web").await?;
-    let before = client.connect(api.public()).await?.server_serial()?;
-    let leaf = api.agent.get("/v1/agent/connect/ca/leaf/api").await?;
-    let index = leaf["ModifyIndex"].as_u64().context("no index")?;
-    handle.misbehave(Endpoint::Leaf, Fault::Index { index });
-    handle.renew_leaf("api")?;
+    let leaf = forge.good("api")?;
+    let index = api.agent.get(&leaf_path("api")).await?["ModifyIndex"].as_u64().context("no index")?;
+    waits(&api.agent, &leaf_path("api")).await?;
+    api.agent.tamper_once(&leaf_path("api"), leaf_of(&leaf)?.at_index(index));
     wait::until("the new serial", SOON, || async {
-        ensure!(client.connect(api.public()).await?.server_serial()? != before, "still the old one");
+        ensure!(client_serial(&client, &api).await? == leaf.serial()?, "still the old one");
         Ok(())
     })
     .await
@@ -396,15 +426,15 @@ async fn b15_a_new_leaf_under_an_old_index_is_used(world: Arc<World>) -> Result<
 
 async fn b16_errors_are_not_repeated_in_a_hurry(world: Arc<World>) -> Result<()> {
     let api = world.inbound(Manner::Echo).await?;
-    let handle = api.agent.handle()?;
     let client = api.client("web").await?;
-    let fault = Fault::Status { status: 500, body: String::new() };
-    for endpoint in [Endpoint::Leaf, Endpoint::Roots, Endpoint::AgentService] {
-        handle.misbehave(endpoint, fault.clone());
-        handle.refuse_blocked(endpoint, 500, "rpc error");
-    }
     let paths = ["/connect/ca/leaf/", "/connect/ca/roots", "/v1/agent/service/api"];
+    for path in paths {
+        waits(&api.agent, path).await?;
+    }
     let before = paths.map(|path| api.agent.requests(path).len());
+    for path in paths {
+        api.agent.tamper_now(path, Tamper::status(500));
+    }
     // The back-off is at its longest after five seconds, so ten show the pace of the minute.
     wait::pass(Duration::from_secs(10)).await;
     for (path, before) in paths.into_iter().zip(before) {
@@ -415,32 +445,29 @@ async fn b16_errors_are_not_repeated_in_a_hurry(world: Arc<World>) -> Result<()>
 }
 
 async fn b17_a_call_that_never_returns_is_not_waited_for(world: Arc<World>) -> Result<()> {
-    let api = world.inbound(Manner::Echo).await?;
-    let handle = api.agent.handle()?;
+    let (api, forge) = inbound(&world).await?;
+    let path = leaf_path("api");
     let client = api.client("web").await?;
-    let first = client_serial(&client, &api).await?;
-    handle.set_leaf_ttl(Duration::from_secs(30))?;
-    let short = wait::until("the short leaf", SOON, || async {
-        let serial = client_serial(&client, &api).await?;
-        ensure!(serial != first, "not yet");
-        Ok(serial)
-    })
-    .await?;
-    // The next blocked call hangs for good, and a new leaf is there: only a call without an index brings it, long
-    // before the short one ends.
-    handle.misbehave_times(Endpoint::Leaf, Fault::Hang, 1);
-    let asked = api.agent.requests("/connect/ca/leaf/api").len();
-    handle.touch_leaf("api");
-    wait::until("the call that hangs", SOON, || async {
-        ensure!(api.agent.requests("/connect/ca/leaf/api").len() > asked, "not yet");
+    let mut wish = forge.wish("api");
+    wish.ends = time::Duration::seconds(30);
+    let short = forge.sign(&wish)?;
+    // The blocked call after the one that brings the short leaf hangs for good, and another leaf is there: only a call
+    // without an index brings it, long before the short one ends.
+    let asked = api.agent.requests(&path).len();
+    api.agent.deliver_leaf("api", &short)?;
+    api.agent.tamper_next(&path, Tamper::Hang);
+    wait::until("the short leaf", SOON, || async {
+        ensure!(client_serial(&client, &api).await? == short.serial()?, "not yet");
         Ok(())
     })
     .await?;
-    handle.renew_leaf("api")?;
+    let hangs = asks(&api.agent, &path, asked).await?;
+    ensure!(has_index(&hangs), "it does not wait for a change: {hangs}");
     wait::until("a leaf by the floor poll", Duration::from_secs(24), || async {
-        let asked = api.agent.requests("/connect/ca/leaf/api");
+        let asked = api.agent.requests(&path);
         let asked: Vec<_> = asked.iter().filter_map(|head| head.lines().next()).collect();
-        ensure!(client_serial(&client, &api).await? != short, "still the same leaf; asked so far: {asked:?}");
+        let serial = client_serial(&client, &api).await?;
+        ensure!(serial != short.serial()?, "still the same leaf; asked so far: {asked:?}");
         Ok(())
     })
     .await
@@ -451,12 +478,14 @@ async fn client_serial(client: &Client, api: &Inbound) -> Result<String> {
 }
 
 async fn b18_an_expired_leaf_turns_ready_red(world: Arc<World>) -> Result<()> {
-    let mut api = world.inbound(Manner::Echo).await?;
-    let handle = api.agent.handle()?;
+    let (mut api, forge) = inbound(&world).await?;
     let mut client = api.client("web").await?;
     client.roots = Some(api.agent.roots().await?);
-    handle.set_leaf_ttl(Duration::from_secs(4))?;
-    handle.set_leaf_fault("api", Some(LeafFault::Stale))?;
+    let mut wish = forge.wish("api");
+    wish.ends = time::Duration::seconds(6);
+    let path = leaf_path("api");
+    waits(&api.agent, &path).await?;
+    api.agent.tamper_now(&path, leaf_of(&forge.sign(&wish)?)?);
     let said = wait::until("a red /ready", Duration::from_secs(20), || async {
         let (status, text) = api.lictor.page("/ready").await?;
         ensure!(status == 503, "{status}");
@@ -467,7 +496,8 @@ async fn b18_an_expired_leaf_turns_ready_red(world: Arc<World>) -> Result<()> {
     let seen = api.refuses(&client).await?;
     ensure!(seen.to_lowercase().contains("expired"), "a peer that looks at the certificate saw {seen}");
     api.lictor.says("expired").await?;
-    handle.set_leaf_fault("api", None)?;
+    api.agent.behave(&path);
+    api.agent.deliver_leaf("api", &forge.good("api")?)?;
     api.lictor.ready().await?;
     api.serves().await
 }
@@ -517,28 +547,22 @@ async fn b20_a_chain_of_a_secondary_datacenter_passes_in_both_directions(world: 
 }
 
 async fn b21_a_forbidden_leaf_watch_asks_again_at_once(world: Arc<World>) -> Result<()> {
-    let api = world.inbound(Manner::Echo).await?;
-    let handle = api.agent.handle()?;
+    let (api, forge) = inbound(&world).await?;
+    let path = leaf_path("api");
     let client = api.client("web").await?;
     let before = client_serial(&client, &api).await?;
-    wait::until("a blocked leaf call", SOON, || async {
-        ensure!(handle.stats().blocked(Endpoint::Leaf) > 0, "none");
-        Ok(())
-    })
-    .await?;
-    let asked = api.agent.requests("/connect/ca/leaf/api").len();
+    waits(&api.agent, &path).await?;
+    let asked = api.agent.requests(&path).len();
     let begun = Instant::now();
-    handle.refuse_blocked(Endpoint::Leaf, 403, "ACL not found");
-    let call = wait::until("the next call", SOON, || async {
-        api.agent.requests("/connect/ca/leaf/api").get(asked).cloned().context("not yet")
-    })
-    .await?;
+    api.agent.tamper_once(&path, Tamper::Status(403, "ACL not found".to_owned()));
+    let call = asks(&api.agent, &path, asked).await?;
     ensure!(begun.elapsed() < Duration::from_secs(1), "the next call came after {:?}", begun.elapsed());
-    ensure!(!call.lines().next().unwrap_or_default().contains("index="), "it carries an index: {call}");
+    ensure!(!has_index(&call), "it carries an index: {call}");
     ensure!(client_serial(&client, &api).await? == before, "the old pair is gone");
-    handle.renew_leaf("api")?;
+    let next = forge.good("api")?;
+    api.agent.deliver_leaf("api", &next)?;
     wait::until("the new leaf", SOON, || async {
-        ensure!(client_serial(&client, &api).await? != before, "still the old one");
+        ensure!(client_serial(&client, &api).await? == next.serial()?, "still the old one");
         Ok(())
     })
     .await

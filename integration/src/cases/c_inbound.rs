@@ -6,16 +6,15 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use lictor_agent::{Endpoint, Fault};
 use rcgen::ExtendedKeyUsagePurpose;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
 
 use crate::{
-    agent::{MANAGEMENT, Options},
+    agent::{MANAGEMENT, Options, Tamper},
     app::{self, App, Manner},
     forge::{Forge, Wish},
     peer::{Client, Tls},
@@ -24,8 +23,6 @@ use crate::{
     wait::{self, SOON},
     world::{Inbound, Sidecar, World},
 };
-
-const MISBEHAVES: &str = "the agent must misbehave on request";
 
 pub(crate) const CASES: &[Case] = &[
     case!(c1_an_allowed_client_reaches_the_application_over_one_connection),
@@ -44,7 +41,7 @@ pub(crate) const CASES: &[Case] = &[
     case!(c14_another_trust_domain_is_refused),
     case!(c15_the_serial_number_is_sent_as_lower_case_hex),
     case!(c16_a_percent_encoded_name_is_refused_unless_allowed),
-    case!(c17_every_failure_of_authorize_refuses_under_its_own_name).embedded(MISBEHAVES),
+    case!(c17_every_failure_of_authorize_refuses_under_its_own_name),
     case!(c17_an_agent_that_is_down_refuses),
     case!(c17_a_token_without_rights_refuses),
     case!(c18_a_hanging_authorize_refuses_within_the_handshake_timeout),
@@ -286,45 +283,50 @@ async fn c16_a_percent_encoded_name_is_refused_unless_allowed(world: Arc<World>)
 async fn c17_every_failure_of_authorize_refuses_under_its_own_name(world: Arc<World>) -> Result<()> {
     let config = json!({ "handshake_timeout_ms": 2000 });
     let api = world.inbound_with(Manner::Greet, Options::default(), config, &[]).await?;
-    let handle = api.agent.handle()?;
     let client = api.client("web").await?;
-    let status = |status| Fault::Status { status, body: String::new() };
-    let body = |text: &str| Fault::Body { text: text.to_owned() };
-    let faults = [
-        (status(400), "authorize_bad_request"),
-        (status(403), "authorize_forbidden"),
-        (status(429), "authorize_overloaded"),
-        (status(500), "authorize_agent_error"),
-        (status(503), "authorize_agent_error"),
-        (status(204), "authorize_agent_error"),
-        (status(302), "authorize_agent_error"),
-        (Fault::Truncate, "authorize_unparsable"),
-        (Fault::Oversize { bytes: 70_000 }, "authorize_unparsable"),
-        (Fault::WrongTypes, "authorize_unparsable"),
-        (Fault::AuthorizeMissing, "authorize_unparsable"),
-        (Fault::AuthorizeTwice, "authorize_unparsable"),
-        (Fault::AuthorizeText, "authorize_unparsable"),
-        (Fault::ExtraBytes, "authorize_unparsable"),
-        (body(""), "authorize_unparsable"),
-        (body("null"), "authorize_unparsable"),
-        (body("[{\"Authorized\": true}]"), "authorize_unparsable"),
-        (body("{\"Authorized\": 1}"), "authorize_unparsable"),
-        (body("<html>200 OK</html>"), "authorize_unparsable"),
-        (Fault::Hang, "authorize_timeout"),
+    let statuses = [
+        (400, "authorize_bad_request"),
+        (403, "authorize_forbidden"),
+        (429, "authorize_overloaded"),
+        (500, "authorize_agent_error"),
+        (503, "authorize_agent_error"),
+        (204, "authorize_agent_error"),
+        (302, "authorize_agent_error"),
     ];
-    for (fault, reason) in faults {
+    let mut faults: Vec<_> = statuses
+        .into_iter()
+        .map(|(status, reason)| (format!("status {status}"), Tamper::status(status), reason))
+        .collect();
+    faults.push(("half an answer".to_owned(), Tamper::Truncate, "authorize_unparsable"));
+    for make in [
+        |good: Value| good.to_string() + &" ".repeat(70_000),
+        |good: Value| good.to_string() + "{\"Authorized\":true}",
+        |good: Value| json!({ "Reason": good["Reason"] }).to_string(),
+        |good: Value| json!({ "Authorized": good["Authorized"].to_string(), "Reason": good["Reason"] }).to_string(),
+        |good: Value| json!({ "Authorized": good["Authorized"].to_string(), "Reason": 1 }).to_string(),
+        |good: Value| format!("{{\"Authorized\":true,\"Authorized\":false,\"Reason\":{}}}", good["Reason"]),
+    ] {
+        let sample: String = make(json!({ "Authorized": true, "Reason": "why" })).chars().take(80).collect();
+        faults.push((sample, Tamper::text(make), "authorize_unparsable"));
+    }
+    for text in ["", "null", "[{\"Authorized\": true}]", "{\"Authorized\": 1}", "<html>200 OK</html>"] {
+        faults.push((format!("the body {text:?}"), Tamper::body(text), "authorize_unparsable"));
+    }
+    faults.push(("no answer".to_owned(), Tamper::Hang, "authorize_timeout"));
+    for (what, tamper, reason) in faults {
+        let truncated = matches!(tamper, Tamper::Truncate);
         let before = api.lictor.metrics().await?;
-        handle.misbehave(Endpoint::Authorize, fault.clone());
-        api.refuses(&client).await.with_context(|| format!("{fault:?}"))?;
+        api.agent.tamper("/v1/agent/connect/authorize", tamper);
+        api.refuses(&client).await.with_context(|| what.clone())?;
         let counted = api.lictor.counted(reason, before.label(reason) + 1).await;
         // A truncated answer is a transport error as much as an unparsable one.
-        if let (Err(error), Fault::Truncate) = (&counted, &fault) {
+        if let (Err(error), true) = (&counted, truncated) {
             let other = "authorize_unreachable";
             api.lictor.counted(other, before.label(other) + 1).await.with_context(|| format!("{error:#}"))?;
         } else {
-            counted.with_context(|| format!("{fault:?}"))?;
+            counted.context(what)?;
         }
-        handle.behave()?;
+        api.agent.behave("/v1/agent/connect/authorize");
         api.app.untouched()?;
     }
     let mut stream = client.connect(api.public()).await?;

@@ -7,13 +7,12 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use lictor_agent::{Endpoint, Fault};
 use rustix::process::Signal;
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
 
 use crate::{
-    agent::{Agent, Options},
+    agent::{Agent, Options, Tamper, leaf_path},
     app::{self, App, End, Manner},
     lictor::{Lictor, Setup},
     peer::Client,
@@ -25,7 +24,7 @@ use crate::{
 
 pub(crate) const CASES: &[Case] = &[
     case!(g1_register_makes_a_proxy_with_a_passing_check),
-    case!(g2_the_check_does_not_pass_before_there_are_certificates).embedded("the agent must withhold leaves"),
+    case!(g2_the_check_does_not_pass_before_there_are_certificates),
     case!(g3_a_deregistered_proxy_is_registered_again),
     case!(g4_a_check_failed_by_hand_passes_again),
     case!(g5_a_register_id_is_a_suffix),
@@ -86,17 +85,21 @@ async fn g1_register_makes_a_proxy_with_a_passing_check(world: Arc<World>) -> Re
 
 async fn g2_the_check_does_not_pass_before_there_are_certificates(world: Arc<World>) -> Result<()> {
     let agent = world.agent().await?;
-    let handle = agent.handle()?;
-    handle.misbehave(Endpoint::Leaf, Fault::Status { status: 500, body: String::new() });
+    let leaf = leaf_path("api");
+    agent.tamper(&leaf, Tamper::status(500));
     let app = App::echo().await?;
     let lictor = registering(&world, &agent, &app, ports::free()?, &[])?.start()?;
     lictor.not_ready().await?;
-    handle.wait_until(|stats| stats.answers(Endpoint::Leaf) >= 4).await;
+    wait::until("four refusals", SOON, || async {
+        ensure!(agent.requests(&leaf).len() > 4, "not yet");
+        Ok(())
+    })
+    .await?;
     if agent.has_service("api-proxy").await? {
         let status = agent.check_of("api-proxy").await?;
         ensure!(status != "passing", "the check passes without a certificate");
     }
-    handle.behave()?;
+    agent.behave(&leaf);
     passing(&agent, "api-proxy").await
 }
 
