@@ -688,7 +688,7 @@ impl BlackHole {
 }
 
 /// The shortest period that is taken, in the registration's key.
-fn each_second() -> serde_json::Value {
+fn each_second() -> Value {
     json!({ "reauthorize_ms": 1000 })
 }
 

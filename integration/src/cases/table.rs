@@ -58,7 +58,11 @@ pub(crate) fn number(case: &str) -> Option<String> {
 
 /// The numbers without a case, each with the reason that the table gives.
 pub(crate) fn without_a_case() -> Vec<(&'static str, &'static str)> {
-    let rows = README.lines().filter_map(|line| line.strip_prefix("| "));
+    without_a_case_in(README)
+}
+
+fn without_a_case_in(table: &str) -> Vec<(&str, &str)> {
+    let rows = table.lines().filter_map(|line| line.strip_prefix("| "));
     let cells = rows.filter_map(|row| {
         let mut cells = row.split(" | ");
         Some((cells.next()?, cells.next()?))
@@ -70,4 +74,24 @@ fn is_number(prefix: &str) -> bool {
     let mut letters = prefix.chars();
     letters.next().is_some_and(|group| ('a'..='i').contains(&group))
         && letters.next().is_some_and(|c| c.is_ascii_digit())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_case_is_of_the_number_that_its_name_begins_with() {
+        assert_eq!(number("d6a_lost_rights").as_deref(), Some("D6a"));
+        assert_eq!(number("i7_no_leader").as_deref(), Some("I7"));
+        assert_eq!(number("drill_of_minutes"), None);
+        assert_eq!(number("acl_c3_default"), None);
+    }
+
+    #[test]
+    fn a_row_without_a_case_is_its_own_reason() {
+        let table =
+            "| number | cases | agents |\n|---|---|---|\n| A1 | `a1_x` | both |\n| A2 | no case: not yet | – |\n";
+        assert_eq!(without_a_case_in(table), [("A2", "no case: not yet")]);
+    }
 }
