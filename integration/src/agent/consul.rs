@@ -11,7 +11,7 @@ use super::{MANAGEMENT, Options};
 use crate::{
     ports,
     process::Process,
-    world::{Outputs, World},
+    world::{Outputs, World, merge},
 };
 
 /// A version of Consul, as far as the tests look at it.
@@ -72,6 +72,7 @@ pub(super) fn version_of(banner: &str) -> Option<Version> {
 pub(crate) struct Running {
     consul: Consul,
     config: PathBuf,
+    config_folder: Option<PathBuf>,
     persistent: bool,
     api: SocketAddr,
     https: Option<SocketAddr>,
@@ -107,11 +108,13 @@ impl Running {
             config["connect"] = json!({ "enabled": true });
             config["performance"] = json!({ "raft_multiplier": 1 });
         }
+        deepen(&mut config, &options.more);
         let path = folder.join("agent.json");
         fs::write(&path, config.to_string())?;
         Ok(Self {
             consul: consul.clone(),
             config: path,
+            config_folder: options.config_folder.clone(),
             persistent: options.persistent,
             api,
             https,
@@ -131,6 +134,13 @@ impl Running {
     pub(crate) fn start(&mut self) -> Result<()> {
         let mut command = Command::new(&self.consul.path);
         command.arg("agent").arg("-config-file").arg(&self.config);
+        // Agents of the age of managed proxies write these proxies' output to where they run.
+        if let Some(folder) = self.config.parent() {
+            command.current_dir(folder);
+        }
+        if let Some(folder) = &self.config_folder {
+            command.arg("-config-dir").arg(folder);
+        }
         // Whoever runs the tests may have set these for another agent.
         command.env_remove("CONSUL_HTTP_TOKEN").env_remove("CONSUL_HTTP_ADDR");
         if !self.persistent {
@@ -175,7 +185,18 @@ pub(crate) fn config(options: &Options, version: Version, api: SocketAddr) -> Re
     if let Some(socket) = &options.unix_socket {
         config["addresses"] = json!({ "http": format!("127.0.0.1 unix://{}", socket.display()) });
     }
-    if let Some(default) = options.acl {
+    if let Some(default) = options.acl
+        && version < Version(1, 4)
+    {
+        // The keys from before 1.4, when tokens and policies were one thing.
+        merge(
+            &mut config,
+            json!({
+                "acl_datacenter": "dc1", "acl_default_policy": default,
+                "acl_master_token": MANAGEMENT, "acl_agent_token": MANAGEMENT,
+            }),
+        );
+    } else if let Some(default) = options.acl {
         let first = if version >= Version(1, 11) { "initial_management" } else { "master" };
         config["acl"] =
             json!({ "enabled": true, "default_policy": default, "tokens": { first: MANAGEMENT, "agent": MANAGEMENT } });
@@ -191,4 +212,16 @@ pub(crate) fn config(options: &Options, version: Version, api: SocketAddr) -> Re
             json!({ "enabled": true, "proxy": { "allow_managed_api_registration": true, "allow_managed_root": true } });
     }
     Ok(config)
+}
+
+/// Puts the keys of one object into another, object by object.
+fn deepen(into: &mut Value, from: &Value) {
+    let Some(from) = from.as_object() else { return };
+    for (key, value) in from {
+        if value.is_object() && into[key.as_str()].is_object() {
+            deepen(&mut into[key.as_str()], value);
+        } else {
+            into[key.as_str()] = value.clone();
+        }
+    }
 }

@@ -78,6 +78,10 @@ pub(crate) struct Options {
     pub(crate) own_root: bool,
     /// Do not start yet; [`Agent::start`] does.
     pub(crate) later: bool,
+    /// A folder of more configuration files, which [`Agent::reload`] reads again (a `consul` process only).
+    pub(crate) config_folder: Option<PathBuf>,
+    /// More keys of the agent's configuration file; objects are merged (a `consul` process only).
+    pub(crate) more: Value,
 }
 
 /// Files for HTTPS.
@@ -133,7 +137,11 @@ impl Agent {
                 (Inner::Consul(Box::new(tokio::sync::Mutex::new(running))), api)
             }
             Kind::Container(image) => {
-                if options.https.is_some() || options.unix_socket.is_some() || options.persistent {
+                if options.https.is_some()
+                    || options.unix_socket.is_some()
+                    || options.persistent
+                    || options.config_folder.is_some()
+                {
                     bail!(NotRun("a container shares no files with the tests and keeps no state".to_owned()));
                 }
                 let running = container::Running::start(image, &options).await?;
@@ -294,6 +302,17 @@ impl Agent {
         }
         self.ready().await?;
         self.tap.open().await
+    }
+
+    /// Reads its configuration files again, as SIGHUP would make it do. Consul 1.5.3 loses every other SIGHUP: what
+    /// looks after signals while it starts never stops doing so.
+    pub(crate) async fn reload(&self) -> Result<()> {
+        ensure!(matches!(self.inner, Inner::Consul(_)), "only a consul process reads configuration files again");
+        // An agent answers requests before it has started, and then refuses this one.
+        wait::until("an agent that reloads", Duration::from_secs(30), || async {
+            self.put("/v1/agent/reload", json!({})).await.map(drop)
+        })
+        .await
     }
 
     /// Answers nothing until [`Self::thaw`].

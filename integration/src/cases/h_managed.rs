@@ -1,7 +1,7 @@
-//! Group H: managed proxies of Consul 1.2 to 1.5. Against the embedded agent the variables are set by hand; a real
-//! one of that age starts the binary itself.
+//! Group H: managed proxies of Consul 1.2 to 1.5, against the embedded agent. The variables are set by hand; the real
+//! agents of that age start the binary themselves, see `h_old_agents`.
 
-use std::{net::SocketAddr, os::unix::fs::PermissionsExt as _, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc};
 
 use anyhow::{Context, Result, ensure};
 use lictor_agent::{Endpoint, Fault, ManagedProxy};
@@ -18,14 +18,10 @@ use crate::{
     world::{Sidecar, World, add_instance, merge},
 };
 
-const STARTS_IT: &str = "a real agent of that age starts the binary itself, see h1";
+const STARTS_IT: &str = "a real agent of that age starts the binary itself, which other cases of this number see";
 
 pub(crate) const CASES: &[Case] = &[
     case!(h1_a_managed_proxy_serves_with_what_its_agent_gives_it).embedded(STARTS_IT),
-    case!(h1_an_old_agent_starts_the_binary_and_it_serves)
-        .real("the embedded agent starts no process")
-        .since(1, 2)
-        .before(1, 6),
     case!(h2_the_documented_variables_are_read_too).embedded(STARTS_IT),
     case!(h3_upstreams_are_read_in_both_places).embedded(STARTS_IT),
     case!(h4_bind_and_local_service_addresses_are_honoured).embedded(STARTS_IT),
@@ -93,34 +89,6 @@ async fn h1_a_managed_proxy_serves_with_what_its_agent_gives_it(world: Arc<World
     let asked = managed.agent.requests("/v1/agent/connect/proxy/api-1-proxy");
     ensure!(asked.iter().any(|head| head.contains(TOKEN)), "the proxy's token was not sent: {asked:?}");
     managed.lictor.lives()
-}
-
-async fn h1_an_old_agent_starts_the_binary_and_it_serves(world: Arc<World>) -> Result<()> {
-    let agent = world.agent().await?;
-    let app = App::echo().await?;
-    let public = ports::free()?;
-    // The agent's own variables reach the proxy; a script keeps its output where the test can read it.
-    let log = world.folder().join("managed.log");
-    let script =
-        format!("#!/bin/sh\nexec '{}' proxy -log-level debug >'{}' 2>&1\n", world.binary().display(), log.display());
-    let script = world.file("proxy.sh", &script)?;
-    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755))?;
-    let config = json!({ "bind_address": "127.0.0.1", "bind_port": public.port() });
-    let service = json!({
-        "ID": "api-1", "Name": "api", "Address": "127.0.0.1", "Port": app.port(),
-        "Connect": { "Proxy": { "ExecMode": "daemon", "Command": [script], "Config": config } },
-    });
-    agent.register(service).await?;
-    let outcome = wait::until("service by the managed proxy", Duration::from_secs(20), || async {
-        let client = Client::new(agent.identity("web").await?);
-        app::echoes(&mut client.connect(public).await?, b"managed").await
-    })
-    .await;
-    let text = std::fs::read_to_string(&log).unwrap_or_default();
-    // The agent would leave it running.
-    agent.deregister("api-1").await?;
-    app::not_listening(public).await.or_else(|error| if outcome.is_err() { Ok(()) } else { Err(error) })?;
-    outcome.with_context(|| format!("its output: {text}"))
 }
 
 async fn h2_the_documented_variables_are_read_too(world: Arc<World>) -> Result<()> {

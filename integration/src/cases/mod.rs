@@ -9,6 +9,7 @@ mod e_stream;
 mod f_changes;
 mod g_lifecycle;
 mod h_managed;
+mod h_old_agents;
 mod holds;
 mod i_observability;
 mod input;
@@ -29,6 +30,7 @@ pub(crate) fn all() -> Vec<Case> {
         f_changes::CASES,
         g_lifecycle::CASES,
         h_managed::CASES,
+        h_old_agents::CASES,
         i_observability::CASES,
         crypto::CASES,
         holds::CASES,
