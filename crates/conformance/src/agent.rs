@@ -5,7 +5,7 @@
 //! fault that is, must be the same.
 
 use lictor_core::{
-    AgentTls, Buf, Progress, RejectReason, SessionError, TlsBackend,
+    AgentTls, Buf, Progress, RejectReason, SessionError, TlsBackend, TlsPolicy,
     tls::{AgentSession, AgentVerification, BuildError},
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -13,13 +13,21 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use crate::{
     certs::{AltName, Authority, DAY, Extension, HOUR, Mesh, Spec, id, purpose},
     hello::{ClientHello, extension},
-    keys::{Key, KeyKind},
+    keys::{Key, KeyKind, SignatureKind},
     pair::{Peer, PeerSettings, Version},
     report::{Report, Way},
     verifier::Side,
 };
 
 const NAME: &str = "server.dc1.consul";
+
+/// Who the agent is not.
+const OTHERS: [(&str, &str); 4] = [
+    ("name", "other.consul"),
+    ("name below its own", "x.server.dc1.consul"),
+    ("address", "10.0.0.1"),
+    ("address of IPv6", "::2"),
+];
 
 type Scene = Result<String, String>;
 
@@ -33,13 +41,15 @@ pub fn run(backend: &dyn TlsBackend, seed: u64) -> Report {
         for (what, name) in [("DNS name", NAME), ("IPv4 address", "127.0.0.1"), ("IPv6 address", "::1")] {
             report.add(&format!("known by {what}"), way, stage.known(version, name));
         }
+        report.add("the name in capitals is the same name", way, stage.spelled(version, &NAME.to_uppercase()));
+        report.add("the absolute name goes without its dot", way, stage.spelled(version, &format!("{NAME}.")));
         report.add("known under a wildcard of one label", way, stage.wildcard(version, "*.dc1.consul", true));
         report.add("a wildcard within a label is none", way, stage.wildcard(version, "ser*.dc1.consul", false));
         report.add("a wildcard is not two labels", way, stage.wildcard(version, "*.consul", false));
         report.add("everything byte by byte", way, stage.byte_by_byte(version));
         report.add("our certificate is shown where the operator gave one", way, stage.shows_certificate(version));
         report.add("an agent that refuses our certificate is heard", way, stage.refused_by_agent(version));
-        for (what, name) in [("name", "other.consul"), ("address", "10.0.0.1"), ("address of IPv6", "::2")] {
+        for (what, name) in OTHERS {
             report.add(&format!("an agent of another {what} is refused"), way, stage.other_name(version, name));
         }
         report.add("a name in the subject alone is no name", way, stage.common_name(version));
@@ -58,6 +68,16 @@ pub fn run(backend: &dyn TlsBackend, seed: u64) -> Report {
         report.add("verification off still wants the key", way, stage.unverified_without_key(version));
         report.add("both directions end cleanly", way, stage.ends(version));
         report.add("nothing is resumed", way, stage.nothing_is_resumed(version));
+        report.add("an anchor may be out of its time", way, stage.expired_anchor(version));
+        report.add("an anchor need be no root", way, stage.anchor_below_a_root(version));
+        report.add("below an old anchor everything must be in its time", way, stage.late_below_expired_anchor(version));
+        for kind in [KeyKind::P256, KeyKind::P384, KeyKind::P521, KeyKind::Rsa2048, KeyKind::Ed25519] {
+            report.add(&format!("the agent and we have keys of {kind:?}"), way, stage.keys(version, kind));
+        }
+        for (what, root, signature, good) in signatures() {
+            report.add(&format!("signed with {what}"), way, stage.signed(version, root, signature, good));
+        }
+        report.add("what signs a root proves nothing", way, stage.root_over_sha1(version));
     }
     report.add("an agent that speaks plain HTTP", Side::Outbound, stage.plain_http());
     report.add("the hello names the agent and no protocol", Side::Outbound, stage.hello());
@@ -180,6 +200,15 @@ impl Stage<'_> {
     fn known(&self, version: Version, name: &str) -> Scene {
         let (mut end, mut peer) = self.meet_trusting(name, &self.good_agent(version))?;
         end.converses(&mut peer, usize::MAX)
+    }
+
+    fn spelled(&self, version: Version, name: &str) -> Scene {
+        let (mut end, mut peer) = self.meet_trusting(name, &self.good_agent(version))?;
+        let seen = end.converses(&mut peer, usize::MAX)?;
+        match peer.witness.seen().server_name {
+            Some(sent) if sent.eq_ignore_ascii_case(NAME) => Ok(seen),
+            sent => Err(format!("the server name was {sent:?}")),
+        }
     }
 
     fn wildcard(&self, version: Version, wildcard: &str, passes: bool) -> Scene {
@@ -343,6 +372,83 @@ impl Stage<'_> {
         Ok("full handshakes".to_owned())
     }
 
+    fn old_root(&self) -> Authority {
+        let now = self.mesh.now;
+        Authority::root(&self.mesh.ca("Old CA").valid(now - DAY, now - HOUR), KeyKind::P256)
+    }
+
+    fn below(&self, version: Version, anchor: &Authority) -> Scene {
+        let (certificate, key) = self.issue(anchor, |spec| spec);
+        let agent = agent(vec![certificate], key, version);
+        let (mut end, mut peer) = self.meet(&self.trusting(anchor), NAME, &agent, usize::MAX)?;
+        end.converses(&mut peer, usize::MAX)
+    }
+
+    /// The operator has named it, and that is all an anchor is (RFC 5280, section 6.1.1).
+    fn expired_anchor(&self, version: Version) -> Scene {
+        self.below(version, &self.old_root())
+    }
+
+    fn anchor_below_a_root(&self, version: Version) -> Scene {
+        self.below(version, &self.mesh.intermediate("Intermediate"))
+    }
+
+    fn late_below_expired_anchor(&self, version: Version) -> Scene {
+        let (old, now) = (self.old_root(), self.mesh.now);
+        let late = old.intermediate(&self.mesh.ca("Late").valid(now - DAY, now - HOUR));
+        let (certificate, key) = self.issue(&late, |spec| spec);
+        let agent = agent(vec![certificate, late.certificate], key, version);
+        let (end, _) = self.meet(&self.trusting(&old), NAME, &agent, usize::MAX)?;
+        end.refused(|error| *error == SessionError::Rejected(RejectReason::Expired))
+    }
+
+    /// Both the agent and we show a certificate of this kind.
+    fn keys(&self, version: Version, kind: KeyKind) -> Scene {
+        let (theirs, ours) = (Key::generate(kind), Key::generate(kind));
+        let names = Extension::alt_names(&[AltName::Dns(NAME)]);
+        let certificate = self.mesh.root.issue(&self.mesh.leaf().with(names), &theirs);
+        let mut settings = self.trusting(&self.mesh.root);
+        let operator = self.mesh.root.issue(&self.mesh.leaf_of("operator"), &ours);
+        settings.client = Some((vec![operator.clone()], private(&ours)?));
+        let mut agent = agent(vec![certificate], theirs, version);
+        agent.demands_certificate = true;
+        // A FIPS module may leave out the key of a kind that its policy does not have, and says so in its own words.
+        if !self.mesh_signs_with(kind) {
+            return match self.meet(&settings, NAME, &agent, usize::MAX) {
+                Ok((mut end, mut peer)) if end.done => end.converses(&mut peer, usize::MAX),
+                Ok((end, _)) => Ok(format!("not in this FIPS module: {:?}", end.failed)),
+                Err(error) => Ok(format!("not in this FIPS module: {error}")),
+            };
+        }
+        let (mut end, mut peer) = self.meet(&settings, NAME, &agent, usize::MAX)?;
+        let seen = end.converses(&mut peer, usize::MAX)?;
+        match peer.witness.seen().chain == [operator] {
+            true => Ok(seen),
+            false => Err("our certificate was not shown".to_owned()),
+        }
+    }
+
+    fn mesh_signs_with(&self, kind: KeyKind) -> bool {
+        let fips = self.backend.crypto(&TlsPolicy::default()).fips.enabled;
+        !fips || !matches!(kind, KeyKind::P521 | KeyKind::Ed25519)
+    }
+
+    fn signed(&self, version: Version, root: KeyKind, signature: SignatureKind, good: bool) -> Scene {
+        let root = Authority::root(&self.mesh.ca("A CA of this kind"), root);
+        let (certificate, key) = self.issue(&root, |spec| spec.signed(signature));
+        let agent = agent(vec![certificate], key, version);
+        let (mut end, mut peer) = self.meet(&self.trusting(&root), NAME, &agent, usize::MAX)?;
+        if good {
+            return end.converses(&mut peer, usize::MAX);
+        }
+        end.refused(|error| error.reject_reason().is_some())
+    }
+
+    fn root_over_sha1(&self, version: Version) -> Scene {
+        let spec = self.mesh.ca("Old").signed(SignatureKind::EcdsaSha1);
+        self.below(version, &Authority::root(&spec, KeyKind::P256))
+    }
+
     fn plain_http(&self) -> Scene {
         let context = self.backend.agent_context(&self.trusting(&self.mesh.root)).map_err(|error| error.to_string())?;
         let session = context.connect(NAME).map_err(|error| error.to_string())?;
@@ -391,7 +497,7 @@ impl Stage<'_> {
 
     fn no_name(&self) -> Scene {
         let context = self.backend.agent_context(&self.trusting(&self.mesh.root)).map_err(|error| error.to_string())?;
-        for name in ["not a name", "", "256.0.0.1.", "a..b"] {
+        for name in ["not a name", "", "256.0.0.1.", "a..b", "a\0b.consul"] {
             match context.connect(name).err() {
                 Some(SessionError::Internal(_)) => {}
                 other => return Err(format!("{name:?}: {other:?}")),
@@ -401,18 +507,36 @@ impl Stage<'_> {
     }
 
     fn foreign_key(&self) -> Scene {
-        let (key, other) = (Key::generate(KeyKind::P256), Key::generate(KeyKind::P256));
-        let mut settings = self.trusting(&self.mesh.root);
-        settings.client = Some((vec![self.mesh.root.issue(&self.mesh.leaf(), &key)], private(&other)?));
-        match self.backend.agent_context(&settings).err() {
-            Some(BuildError::KeyMismatch) => Ok("refused as such".to_owned()),
-            other => Err(format!("{other:?}")),
+        let key = Key::generate(KeyKind::P256);
+        let chain = vec![self.mesh.root.issue(&self.mesh.leaf(), &key)];
+        for kind in [KeyKind::P256, KeyKind::Ed25519, KeyKind::Rsa2048] {
+            let mut settings = self.trusting(&self.mesh.root);
+            settings.client = Some((chain.clone(), private(&Key::generate(kind))?));
+            match self.backend.agent_context(&settings).err() {
+                Some(BuildError::KeyMismatch) => {}
+                other => return Err(format!("{kind:?}: {other:?}")),
+            }
         }
+        Ok("refused as such".to_owned())
     }
 }
 
 /// `::1`.
 const LOOPBACK_V6: [u8; 16] = std::net::Ipv6Addr::LOCALHOST.octets();
+
+/// What the agent's certificate may be signed with, and what nobody takes any more: the root's key, the signature, and
+/// whether it passes.
+fn signatures() -> [(&'static str, KeyKind, SignatureKind, bool); 6] {
+    use {KeyKind as K, SignatureKind as S};
+    [
+        ("RSA of 2048 bits", K::RsaByHand(2048), S::RsaSha256, true),
+        ("RSA of 1024 bits", K::RsaByHand(1024), S::RsaSha256, false),
+        ("RSA over SHA-1", K::RsaByHand(2048), S::RsaSha1, false),
+        ("RSA-PSS", K::Rsa2048, S::RsaPssSha256, true),
+        ("ECDSA over SHA-512 on P-256", K::P256, S::EcdsaSha512, true),
+        ("ECDSA over SHA-1", K::P256, S::EcdsaSha1, false),
+    ]
+}
 
 /// An agent that asks for a certificate and takes none for an answer.
 fn agent(chain: Vec<CertificateDer<'static>>, key: Key, version: Version) -> PeerSettings {

@@ -152,6 +152,9 @@ impl Key {
                 let pair = Ed25519KeyPair::from_pkcs8(pkcs8.as_ref()).expect("a key just written");
                 let algorithm = SignatureKind::Ed25519.identifier();
                 let spki = der::seq(&[&algorithm, &der::bits(pair.public_key().as_ref())]);
+                // Written as Go and OpenSSL do. What was generated is of the second version, which OpenSSL and BoringSSL do
+                // not read (RFC 5958).
+                let pkcs8 = pair.to_pkcs8v1().expect("a key in memory");
                 (spki, Signer::Ed25519(pair), Some(pkcs8.as_ref().to_vec()))
             }
             KeyKind::Rsa2048 => {

@@ -14,18 +14,6 @@ fn pkey(key: &Key) -> PKey<Private> {
     PKey::private_key_from_pkcs8(key.pkcs8().unwrap()).unwrap()
 }
 
-/// The key as PKCS#8 of the first version, as Go and OpenSSL write it; BoringSSL reads no other (RFC 5958).
-pub(crate) fn pkcs8(key: &Key) -> Vec<u8> {
-    /// Version 0 and id-Ed25519 (RFC 8410, section 7), up to the key itself.
-    const ED25519: [u8; 16] = [0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20];
-    let der = key.pkcs8().unwrap();
-    if key.kind() != KeyKind::Ed25519 {
-        return der.to_vec();
-    }
-    let at = der.windows(4).position(|bytes| bytes == &ED25519[12..]).unwrap() + 4;
-    [&ED25519, &der[at..at + 32]].concat()
-}
-
 fn leaf(mesh: &Mesh, subject: &Key, key_pem: &str) -> Leaf {
     let certificate = mesh.root.issue(&mesh.leaf(), subject);
     Leaf::from_pem(&pem("CERTIFICATE", &certificate), key_pem, Grammar::Spiffe).unwrap()
@@ -90,7 +78,7 @@ fn a_key_that_no_peer_takes_or_that_is_none_is_refused() {
     let mesh = Mesh::new(3);
     for kind in [KeyKind::Ed25519, KeyKind::Secp256k1] {
         let key = Key::generate(kind);
-        let refused = outcome(&leaf(&mesh, &key, &pem("PRIVATE KEY", &pkcs8(&key))));
+        let refused = outcome(&leaf(&mesh, &key, &pem("PRIVATE KEY", key.pkcs8().unwrap())));
         assert!(matches!(refused, Err(BuildError::Refused { what: "key", .. })), "{kind:?}: {refused:?}");
     }
     let key = Key::generate(KeyKind::P256);

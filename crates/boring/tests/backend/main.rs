@@ -2,7 +2,6 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests are not seen as tests")]
 
-mod agent;
 #[cfg(feature = "fips")]
 mod fips;
 mod keys;

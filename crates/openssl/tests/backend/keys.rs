@@ -6,23 +6,12 @@ use lictor_conformance::{
 };
 use lictor_core::{Leaf, TlsBackend, TlsPolicy, identity::Grammar, tls::BuildError};
 use lictor_openssl::OpensslBackend;
-use openssl::pkey::{Id, PKey, Private};
+use openssl::pkey::{PKey, Private};
 
 use crate::queue::nothing_is_left;
 
 fn pkey(key: &Key) -> PKey<Private> {
     PKey::private_key_from_pkcs8(key.pkcs8().unwrap()).unwrap()
-}
-
-/// The key as PKCS#8 of the first version, as Go and OpenSSL write it; OpenSSL reads no other (RFC 5958).
-pub(crate) fn pkcs8(key: &Key) -> Vec<u8> {
-    let der = key.pkcs8().unwrap();
-    if key.kind() != KeyKind::Ed25519 {
-        return der.to_vec();
-    }
-    let at = der.windows(4).position(|bytes| bytes == [4, 0x22, 4, 0x20]).unwrap() + 4;
-    let key = PKey::private_key_from_raw_bytes(&der[at..at + 32], Id::ED25519).unwrap();
-    key.private_key_to_pkcs8().unwrap()
 }
 
 fn leaf(mesh: &Mesh, subject: &Key, key_pem: &str) -> Leaf {
@@ -81,7 +70,7 @@ fn a_key_that_no_peer_takes_or_that_is_none_is_refused() {
     let mesh = Mesh::new(3);
     for kind in [KeyKind::Ed25519, KeyKind::Secp256k1] {
         let key = Key::generate(kind);
-        let refused = outcome(&leaf(&mesh, &key, &pem("PRIVATE KEY", &pkcs8(&key))));
+        let refused = outcome(&leaf(&mesh, &key, &pem("PRIVATE KEY", key.pkcs8().unwrap())));
         assert!(matches!(refused, Err(BuildError::Refused { what: "key", .. })), "{kind:?}: {refused:?}");
     }
     let key = Key::generate(KeyKind::P256);

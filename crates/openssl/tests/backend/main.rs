@@ -2,7 +2,6 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests are not seen as tests")]
 
-mod agent;
 mod bounds;
 mod groups;
 mod keys;
