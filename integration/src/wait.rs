@@ -13,6 +13,9 @@ const STEP: Duration = Duration::from_millis(20);
 /// Long enough for anything that should happen at once, on a machine that is busy with other tests.
 pub(crate) const SOON: Duration = Duration::from_secs(10);
 
+/// Long enough for what an agent or another proxy does at its own pace: checks, replication, elections.
+pub(crate) const LONG: Duration = Duration::from_secs(30);
+
 /// Asks until there is an answer; an error that names `what` and the last word when `deadline` has passed.
 pub(crate) async fn until<T, F>(what: &str, deadline: Duration, mut ask: impl FnMut() -> F) -> Result<T>
 where

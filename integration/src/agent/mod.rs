@@ -4,6 +4,7 @@
 mod consul;
 mod container;
 mod embedded;
+mod federation;
 mod tamper;
 mod tap;
 
@@ -24,6 +25,7 @@ use crate::{
 pub(crate) use consul::{Consul, Version};
 pub(crate) use container::Image;
 use embedded::Embedded;
+pub(crate) use federation::Federation;
 use tamper::Rule;
 pub(crate) use tamper::Tamper;
 use tap::Tap;

@@ -7,7 +7,6 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -21,7 +20,7 @@ use crate::{
     peer::Client,
     ports,
     runner::{Case, case},
-    wait,
+    wait::{self, LONG},
     world::{NotRun, World, merge},
 };
 
@@ -49,9 +48,6 @@ pub(crate) const CASES: &[Case] = &[
     old!(h6_a_new_registration_at_an_old_agent_is_followed),
     old!(h8_an_old_agent_of_1_2_refuses_its_own_proxy_token_and_is_told).before(1, 3),
 ];
-
-/// Old agents check the port of their proxies every ten seconds, and restart a failed one with growing pauses.
-const LONG: Duration = Duration::from_secs(30);
 
 /// The token of the services where access control is on.
 const SERVICE_TOKEN: &str = "77777777-7777-7777-7777-777777777777";

@@ -7,6 +7,7 @@ mod crypto;
 mod d_outbound;
 mod e_stream;
 mod f_changes;
+mod federation;
 mod g_lifecycle;
 mod h_managed;
 mod h_old_agents;
@@ -35,6 +36,7 @@ pub(crate) fn all() -> Vec<Case> {
         crypto::CASES,
         holds::CASES,
         input::CASES,
+        federation::CASES,
         interop::CASES,
         libraries::CASES,
     ]
