@@ -71,7 +71,9 @@ pub struct Instance {
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum DiscoveryError {
     /// The agent said no: the token may not read the service.
-    #[error("the agent does not let this token read the upstream: {0}")]
+    #[error(
+        "the agent does not let this token read the upstream (service:read on it and on its sidecar, node:read): {0}"
+    )]
     Forbidden(String),
     /// The query or endpoint does not exist.
     #[error("the agent knows no such upstream: {0}")]

@@ -227,6 +227,10 @@ async fn keep(client: AgentClient, upstream: Arc<Upstream>) {
     }
 }
 
+/// Why a list may be empty. Before 1.11 agents do not say that they left something out.
+const NONE: &str = "the agent lists no instance: none is registered and passing, or the token lacks service:read on the \
+                    upstream or its sidecar, or node:read";
+
 /// Puts the questions about one upstream.
 struct Asker {
     client: AgentClient,
@@ -248,6 +252,7 @@ impl Asker {
         let unheard = matches!(&outcome, Err(Failure::Call(error)) if error.is_transport());
         let outcome = outcome.map_err(DiscoveryError::from);
         let words = match &outcome {
+            Ok(list) if list.entries == 0 => Some(NONE.to_owned()),
             Ok(list) => (!list.problems.is_empty()).then(|| list.problems.join("; ")),
             Err(error) => Some(error.to_string()),
         };
@@ -256,6 +261,7 @@ impl Asker {
                 (Some(words), Err(_)) => {
                     tracing::warn!(upstream = name, error = words, "cannot list instances; keeping the last list");
                 }
+                (Some(words), Ok(list)) if list.entries == 0 => tracing::info!(upstream = name, "{words}"),
                 (Some(words), Ok(_)) => {
                     tracing::warn!(upstream = name, problems = words, "left out instances that cannot be used");
                 }
@@ -319,7 +325,10 @@ impl Asker {
     fn warn_if_filtered(&self, answer: &Answer, list: &InstanceList) {
         if list.entries == 0 && answer.filtered_by_acls() {
             let upstream = &self.destination.name;
-            tracing::warn!(upstream, "the agent left instances out: the token needs service:read and node:read");
+            tracing::warn!(
+                upstream,
+                "the agent left instances out: the token needs service:read on the upstream and its sidecar, and node:read"
+            );
         }
     }
 }

@@ -137,6 +137,10 @@ impl Watched for LeafWatch {
         "leaf"
     }
 
+    fn needs(&self) -> &'static str {
+        "service:write on the service"
+    }
+
     /// Never with a datacenter: agents from 1.16 on would put that datacenter's leaf into the one slot they have.
     fn call(&self) -> Call {
         let service = self.rotation.service().name.as_str();

@@ -115,6 +115,10 @@ impl Watched for DefinitionWatch {
         "definition"
     }
 
+    fn needs(&self) -> &'static str {
+        "service:read on the proxy's own name"
+    }
+
     fn call(&self) -> Call {
         if self.managed {
             Call::get(CallClass::Watch, ["v1", "agent", "connect", "proxy", &self.id])

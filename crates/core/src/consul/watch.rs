@@ -16,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use http::StatusCode;
 use tokio::{sync::Notify, time::Instant};
 
 use super::{
@@ -67,9 +68,22 @@ pub(super) trait Watched: Send + 'static {
         backoff::LONGEST
     }
 
+    /// The right that the call needs, in words, for whoever has to mend a 403. Empty where none is needed.
+    fn needs(&self) -> &'static str {
+        ""
+    }
+
     /// When a plain call is due although nothing seems to have changed.
     fn plain_call_due(&self) -> Option<Duration> {
         None
+    }
+}
+
+fn in_words(error: &CallError, needs: &str) -> String {
+    if error.status() == Some(StatusCode::FORBIDDEN) && !needs.is_empty() {
+        format!("{error} (the token needs {needs})")
+    } else {
+        error.to_string()
     }
 }
 
@@ -182,7 +196,7 @@ pub(super) async fn watch(client: AgentClient, mut watched: impl Watched, nudge:
             Ok(answer) => watched.take(answer, sent.is_none()).err().map(|why| (why, backoff::LONGEST, false)),
             Err(error) => {
                 let longest = watched.failed(error);
-                Some((error.to_string(), longest, error.is_transport()))
+                Some((in_words(error, watched.needs()), longest, error.is_transport()))
             }
         };
         let Some((why, longest, unheard)) = failure else {
