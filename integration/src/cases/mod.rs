@@ -1,6 +1,7 @@
 //! The cases. Those of a numbered conformance case begin with its number; `README.md` lists them.
 
 mod a_start;
+mod acl;
 mod b_certificates;
 mod c_inbound;
 mod crypto;
@@ -33,6 +34,7 @@ pub(crate) fn all() -> Vec<Case> {
         h_managed::CASES,
         h_old_agents::CASES,
         i_observability::CASES,
+        acl::CASES,
         crypto::CASES,
         holds::CASES,
         input::CASES,
