@@ -10,6 +10,7 @@
 mod agent;
 mod app;
 mod cases;
+mod envoy;
 mod forge;
 mod helper;
 mod libraries;

@@ -1,4 +1,4 @@
-//! A foreign peer: Consul's own proxy.
+//! Foreign peers: Consul's own proxy, and Envoy as Consul drives it.
 
 use std::{
     net::SocketAddr,
@@ -10,24 +10,34 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use serde_json::json;
 use tokio::process::Command;
 
 use crate::{
-    agent::{Agent, Kind},
+    agent::{Agent, Kind, Options},
     app::{self, App},
+    envoy,
+    lictor::Lictor,
     ports,
     process::Process,
     runner::{Case, case},
-    wait::{self, SOON},
+    wait::{self, LONG},
     world::{NotRun, Sidecar, World, upstream},
 };
 
 const NO_BINARY: &str = "Consul's own proxy comes with a real consul";
 
+const NO_ENVOY: &str = "a real consul drives Envoy";
+
 pub(crate) const CASES: &[Case] = &[
     case!(interop_consuls_proxy_calls_us_and_a_deny_stops_it).real(NO_BINARY),
     case!(interop_we_call_consuls_proxy_and_a_deny_stops_us).real(NO_BINARY),
     case!(interop_consuls_proxy_calls_us_while_the_root_rotates).real(NO_BINARY).heavy(),
+    case!(interop_we_call_consuls_proxy_while_the_root_rotates).real(NO_BINARY).heavy(),
+    case!(interop_envoy_calls_us_and_a_deny_stops_it).real(NO_ENVOY),
+    case!(interop_we_call_envoy_and_a_deny_stops_us).real(NO_ENVOY),
+    case!(interop_envoy_calls_us_while_the_root_rotates).real(NO_ENVOY).heavy(),
+    case!(interop_we_call_envoy_while_the_root_rotates).real(NO_ENVOY).heavy(),
 ];
 
 /// Consul's own proxy for a registered sidecar.
@@ -60,9 +70,9 @@ async fn works(local: SocketAddr) -> Result<()> {
 
 async fn allow_and_deny(agent: &Agent, local: SocketAddr, app: &App) -> Result<()> {
     agent.allow("web", "api").await?;
-    wait::until("a way to api", SOON, || works(local)).await?;
+    wait::until("a way to api", LONG, || works(local)).await?;
     agent.deny("web", "api").await?;
-    wait::until("the deny", SOON, || async {
+    wait::until("the deny", LONG, || async {
         let before = app.bytes();
         ensure!(works(local).await.is_err(), "still served");
         ensure!(app.bytes() == before, "bytes arrived");
@@ -70,7 +80,7 @@ async fn allow_and_deny(agent: &Agent, local: SocketAddr, app: &App) -> Result<(
     })
     .await?;
     agent.allow("web", "api").await?;
-    wait::until("a way to api again", SOON, || works(local)).await
+    wait::until("a way to api again", LONG, || works(local)).await
 }
 
 async fn interop_consuls_proxy_calls_us_and_a_deny_stops_it(world: Arc<World>) -> Result<()> {
@@ -99,7 +109,21 @@ async fn interop_consuls_proxy_calls_us_while_the_root_rotates(world: Arc<World>
     let mut ours = world.proxy(&agent)?.args(&["-sidecar-for", "api-1"]).start()?;
     ours.ready().await?;
     let _theirs = consuls_proxy(&world, &agent, "web-1")?;
-    wait::until("a way to api", SOON, || works(local)).await?;
+    through_a_rotation(&agent, &ours, local).await
+}
+
+async fn interop_we_call_consuls_proxy_while_the_root_rotates(world: Arc<World>) -> Result<()> {
+    let agent = world.agent().await?;
+    let (local, _app) = two_services(&agent).await?;
+    let _theirs = consuls_proxy(&world, &agent, "api-1")?;
+    let mut ours = world.proxy(&agent)?.args(&["-sidecar-for", "web-1"]).start()?;
+    ours.ready().await?;
+    through_a_rotation(&agent, &ours, local).await
+}
+
+/// Calls go on without a loss, and an open connection lives on, until both sides have leaves of the new root.
+async fn through_a_rotation(agent: &Agent, ours: &Lictor, local: SocketAddr) -> Result<()> {
+    wait::until("a way to api", LONG, || works(local)).await?;
     let mut lasting = app::connect(local).await?;
     app::echoes(&mut lasting, b"before").await?;
     let before = ours.metrics().await?.sum("material_generation");
@@ -126,4 +150,50 @@ async fn interop_consuls_proxy_calls_us_while_the_root_rotates(world: Arc<World>
     app::echoes(&mut lasting, b"after").await?;
     ensure!(made.load(Ordering::Relaxed) > 0);
     Ok(())
+}
+
+/// An agent that gives Envoys their configuration, and where it does.
+async fn agent_for_envoy(world: &World) -> Result<(Agent, SocketAddr)> {
+    envoy::is_there()?;
+    let grpc = ports::free()?;
+    let more = json!({ "ports": { "grpc": grpc.port() } });
+    Ok((world.agent_with(Options { more, ..Options::default() }).await?, grpc))
+}
+
+async fn interop_envoy_calls_us_and_a_deny_stops_it(world: Arc<World>) -> Result<()> {
+    let (agent, grpc) = agent_for_envoy(&world).await?;
+    let (local, app) = two_services(&agent).await?;
+    let mut ours = world.proxy(&agent)?.args(&["-sidecar-for", "api-1"]).start()?;
+    ours.ready().await?;
+    let _theirs = envoy::start(&world, &agent, grpc, "envoy of web", &["-sidecar-for", "web-1"]).await?;
+    allow_and_deny(&agent, local, &app).await?;
+    ensure!(ours.metrics().await?.label("denied") > 0);
+    Ok(())
+}
+
+async fn interop_we_call_envoy_and_a_deny_stops_us(world: Arc<World>) -> Result<()> {
+    let (agent, grpc) = agent_for_envoy(&world).await?;
+    let (local, app) = two_services(&agent).await?;
+    let _theirs = envoy::start(&world, &agent, grpc, "envoy of api", &["-sidecar-for", "api-1"]).await?;
+    let mut ours = world.proxy(&agent)?.args(&["-sidecar-for", "web-1"]).start()?;
+    ours.ready().await?;
+    allow_and_deny(&agent, local, &app).await
+}
+
+async fn interop_envoy_calls_us_while_the_root_rotates(world: Arc<World>) -> Result<()> {
+    let (agent, grpc) = agent_for_envoy(&world).await?;
+    let (local, _app) = two_services(&agent).await?;
+    let mut ours = world.proxy(&agent)?.args(&["-sidecar-for", "api-1"]).start()?;
+    ours.ready().await?;
+    let _theirs = envoy::start(&world, &agent, grpc, "envoy of web", &["-sidecar-for", "web-1"]).await?;
+    through_a_rotation(&agent, &ours, local).await
+}
+
+async fn interop_we_call_envoy_while_the_root_rotates(world: Arc<World>) -> Result<()> {
+    let (agent, grpc) = agent_for_envoy(&world).await?;
+    let (local, _app) = two_services(&agent).await?;
+    let _theirs = envoy::start(&world, &agent, grpc, "envoy of api", &["-sidecar-for", "api-1"]).await?;
+    let mut ours = world.proxy(&agent)?.args(&["-sidecar-for", "web-1"]).start()?;
+    ours.ready().await?;
+    through_a_rotation(&agent, &ours, local).await
 }
