@@ -1,6 +1,6 @@
 //! Envoy as Consul drives it: the agent writes its bootstrap and gives it everything else over gRPC.
 
-use std::{net::SocketAddr, path::PathBuf, process::Stdio};
+use std::{net::SocketAddr, path::PathBuf, process::Stdio, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use tokio::process::Command;
@@ -29,17 +29,28 @@ pub(crate) fn is_there() -> Result<()> {
     binary().map(drop)
 }
 
+/// A running Envoy.
+pub(crate) struct Envoy {
+    _process: Process,
+    admin: SocketAddr,
+}
+
+impl Envoy {
+    /// The sum of the counters whose names hold both parts.
+    pub(crate) async fn counted(&self, part: &str, end: &str) -> Result<u64> {
+        let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(5)).build()?;
+        let text = client.get(format!("http://{}/stats", self.admin)).send().await?.text().await?;
+        let counters = text.lines().filter_map(|line| line.split_once(": "));
+        let wanted = counters.filter(|(name, _)| name.contains(part) && name.ends_with(end));
+        Ok(wanted.filter_map(|(_, value)| value.parse::<u64>().ok()).sum())
+    }
+}
+
 /// Starts Envoy with what `consul connect envoy` makes of these arguments.
 ///
 /// The bootstrap is written to a file and Envoy started with it, since Consul itself refuses to start an Envoy that is
 /// newer than the ones it was tested with.
-pub(crate) async fn start(
-    world: &World,
-    agent: &Agent,
-    grpc: SocketAddr,
-    name: &str,
-    args: &[&str],
-) -> Result<Process> {
+pub(crate) async fn start(world: &World, agent: &Agent, grpc: SocketAddr, name: &str, args: &[&str]) -> Result<Envoy> {
     let envoy = binary()?;
     let Kind::Consul(consul) = &world.kind else {
         bail!(NotRun("the binary of the consul in the container is not at hand".to_owned()));
@@ -57,7 +68,7 @@ pub(crate) async fn start(
     command.arg("-c").arg(bootstrap).args(["--concurrency", "1", "--disable-hot-restart", "-l", "info"]);
     let process = Process::start(name, &mut command)?;
     world.outputs().lock().push((name.to_owned(), process.output().clone()));
-    Ok(process)
+    Ok(Envoy { _process: process, admin })
 }
 
 /// Some versions of `consul connect envoy` look for Envoy even where they only write the bootstrap.

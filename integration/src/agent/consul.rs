@@ -215,7 +215,7 @@ pub(crate) fn config(options: &Options, version: Version, api: SocketAddr) -> Re
 }
 
 /// Puts the keys of one object into another, object by object.
-pub(super) fn deepen(into: &mut Value, from: &Value) {
+fn deepen(into: &mut Value, from: &Value) {
     let Some(from) = from.as_object() else { return };
     for (key, value) in from {
         if value.is_object() && into[key.as_str()].is_object() {

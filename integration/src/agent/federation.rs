@@ -1,5 +1,7 @@
 //! Two real servers of two datacenters on this machine, joined over the WAN port of each.
 
+use std::net::SocketAddr;
+
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
@@ -13,25 +15,23 @@ use crate::{
 pub(crate) struct Federation {
     pub(crate) one: Agent,
     pub(crate) two: Agent,
+    /// Where each gives Envoys their configuration.
+    pub(crate) grpc: [SocketAddr; 2],
 }
 
 impl Federation {
     /// Starts both and waits until each asks the other, and the second signs with the first one's blessing.
     pub(crate) async fn start(world: &World) -> Result<Self> {
-        Self::start_with(world, json!({})).await
-    }
-
-    /// The same with more keys in the configuration of both.
-    pub(crate) async fn start_with(world: &World, more: Value) -> Result<Self> {
         ensure!(
             matches!(world.kind, Kind::Consul(_)),
             NotRun("the agents of two containers do not reach each other's WAN ports".to_owned())
         );
         let (first, second) = (ports::free()?, ports::free()?);
-        let one = world.agent_with(options("dc1", first.port(), &more, json!({}))).await?;
+        let grpc = [ports::free()?, ports::free()?];
+        let one = world.agent_with(options("dc1", first, grpc[0], json!({}))).await?;
         let join = json!({ "retry_join_wan": [first.to_string()], "retry_interval_wan": "1s" });
-        let two = world.agent_with(options("dc2", second.port(), &more, join)).await?;
-        let federation = Self { one, two };
+        let two = world.agent_with(options("dc2", second, grpc[1], join)).await?;
+        let federation = Self { one, two, grpc };
         federation.joined().await?;
         Ok(federation)
     }
@@ -53,12 +53,11 @@ impl Federation {
     }
 }
 
-fn options(datacenter: &str, wan: u16, more: &Value, join: Value) -> Options {
-    let mut keys = json!({
+fn options(datacenter: &str, wan: SocketAddr, grpc: SocketAddr, join: Value) -> Options {
+    let mut more = json!({
         "datacenter": datacenter, "primary_datacenter": "dc1", "node_name": format!("server-{datacenter}"),
-        "connect": { "enabled": true }, "ports": { "serf_wan": wan },
+        "connect": { "enabled": true }, "ports": { "serf_wan": wan.port(), "grpc": grpc.port() },
     });
-    merge(&mut keys, join);
-    super::consul::deepen(&mut keys, more);
-    Options { more: keys, ..Options::default() }
+    merge(&mut more, join);
+    Options { more, ..Options::default() }
 }

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     agent::{Agent, Federation},
     app::{self, App},
+    envoy::{self, Envoy},
     lictor::{Lictor, Setup},
     peer::{Server, ServerOptions},
     ports,
@@ -24,6 +25,8 @@ pub(crate) const CASES: &[Case] = &[
     case!(d13_an_upstream_in_a_real_second_datacenter_is_asked_and_proven_there).real(ONE_AGENT),
     case!(d15_a_query_that_fails_over_to_a_real_datacenter_is_proven_there).real(ONE_AGENT),
     case!(federation_an_intention_decides_over_clients_of_the_other_datacenter).real(ONE_AGENT),
+    case!(federation_envoy_reaches_us_through_mesh_gateways).real(ONE_AGENT),
+    case!(federation_an_upstream_behind_mesh_gateways_is_dialled_directly_and_told).real(ONE_AGENT),
 ];
 
 /// One datacenter of the federation: `api` and `web` with a sidecar each. `web` has `api` of the other one as its
@@ -195,5 +198,71 @@ async fn federation_an_intention_decides_over_clients_of_the_other_datacenter(wo
             .await?;
         }
     }
+    Ok(())
+}
+
+async fn federation_envoy_reaches_us_through_mesh_gateways(world: Arc<World>) -> Result<()> {
+    envoy::is_there()?;
+    let federation = Federation::start(&world).await?;
+    let app = App::echo().await?;
+    Sidecar::new("api", app.address())?.register(&federation.two).await?;
+    let mut ours = world.proxy(&federation.two)?.args(&["-sidecar-for", "api-1"]).start()?;
+    ours.ready().await?;
+    let _near = gateway(&world, &federation.one, federation.grpc[0], "dc1").await?;
+    let far = gateway(&world, &federation.two, federation.grpc[1], "dc2").await?;
+    let mut web = Sidecar::new("web", ports::free()?)?;
+    let local = ports::free()?;
+    web.upstreams.push(behind_gateways(local));
+    web.register(&federation.one).await?;
+    let args = ["-sidecar-for", "web-1"];
+    let _theirs = envoy::start(&world, &federation.one, federation.grpc[0], "envoy of web", &args).await?;
+    let call = || async { app::echoes(&mut app::connect(local).await?, b"through two gateways").await };
+    wait::until("a way through the gateways", 2 * LONG, call).await?;
+    // The gateways pass on what they cannot read, by the name in its hello.
+    let passed = far.counted("cluster.api.default", "upstream_cx_total").await?;
+    ensure!(passed > 0, "the gateway has passed nothing on");
+    federation.one.deny("web", "api").await?;
+    wait::until("the deny", LONG, || async {
+        let before = app.accepted();
+        ensure!(call().await.is_err() && app.accepted() == before, "still served");
+        Ok(())
+    })
+    .await?;
+    federation.one.allow("web", "api").await?;
+    wait::until("the way through the gateways again", LONG, call).await?;
+    ours.lives()
+}
+
+/// Envoy as the mesh gateway of a datacenter.
+async fn gateway(world: &World, agent: &Agent, grpc: SocketAddr, datacenter: &str) -> Result<Envoy> {
+    let address = ports::free()?.to_string();
+    let name = format!("mesh gateway of {datacenter}");
+    let args =
+        ["-gateway", "mesh", "-register", "-service", "mesh-gateway", "-address", &address, "-wan-address", &address];
+    envoy::start(world, agent, grpc, &name, &args).await
+}
+
+/// `api` of the second datacenter, to be reached through the gateway at hand.
+fn behind_gateways(local: SocketAddr) -> Value {
+    let mut upstream = in_datacenter(upstream("api", local.port()), "dc2");
+    merge(&mut upstream, json!({ "MeshGateway": { "Mode": "local" } }));
+    upstream
+}
+
+async fn federation_an_upstream_behind_mesh_gateways_is_dialled_directly_and_told(world: Arc<World>) -> Result<()> {
+    let federation = Federation::start(&world).await?;
+    let two = Side::start(&world, &federation.two, "dc2", "dc1").await?;
+    let mut sidecar = Sidecar::new("web", ports::free()?)?;
+    let local = ports::free()?;
+    sidecar.upstreams.push(behind_gateways(local));
+    sidecar.register(&federation.one).await?;
+    let mut web = world.proxy(&federation.one)?.args(&["-sidecar-for", "web-1"]).start()?;
+    web.ready().await?;
+    web.says("mesh gateways are not served").await?;
+    wait::until("the direct way", LONG, || async {
+        app::echoes(&mut app::connect(local).await?, b"without a gateway").await
+    })
+    .await?;
+    ensure!(two.app.accepted() > 0, "another application answered");
     Ok(())
 }
