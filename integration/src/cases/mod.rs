@@ -17,6 +17,8 @@ mod i_observability;
 mod input;
 mod interop;
 mod libraries;
+mod outage;
+mod shared_leaf;
 pub(crate) mod table;
 
 use crate::runner::Case;
@@ -41,6 +43,8 @@ pub(crate) fn all() -> Vec<Case> {
         federation::CASES,
         interop::CASES,
         libraries::CASES,
+        outage::CASES,
+        shared_leaf::CASES,
     ]
     .concat()
 }
