@@ -108,7 +108,8 @@ pub(crate) fn of_registration(
         (definition.expose, "exposed paths are not served: nothing is let in without TLS"),
         (definition.telemetry, "telemetry of the registration is not served: metrics are on the admin listener"),
         (
-            definition.mesh_gateway.is_some() || definition.upstreams.iter().any(|u| u.mesh_gateway.is_some()),
+            goes_by_gateway(definition.mesh_gateway.as_deref())
+                || definition.upstreams.iter().any(|upstream| goes_by_gateway(upstream.mesh_gateway.as_deref())),
             "mesh gateways are not served: instances are dialled directly",
         ),
     ] {
@@ -118,6 +119,11 @@ pub(crate) fn of_registration(
     }
     let config = SidecarConfig { service: service.clone(), inbound, upstreams, limits: limits(&settings.limits) };
     (config, notes)
+}
+
+/// Whether this mode of mesh gateways asks for another way than the direct one.
+fn goes_by_gateway(mode: Option<&str>) -> bool {
+    mode.is_some_and(|mode| mode != "none")
 }
 
 fn inbound(definition: &ProxyDefinition, settings: &Settings, notes: &mut Vec<String>) -> Option<InboundConfig> {
@@ -254,6 +260,24 @@ mod tests {
                 "Config": extra, "Upstreams": upstreams,
             }
         })
+    }
+
+    #[test]
+    fn only_a_way_by_mesh_gateways_is_told_of_as_not_served() {
+        for (mode, told) in [("", false), ("none", false), ("local", true), ("remote", true)] {
+            let gateway = serde_json::json!({ "Mode": mode });
+            let upstream = serde_json::json!({
+                "DestinationName": "db", "Datacenter": "dc2", "LocalBindPort": 9191, "MeshGateway": gateway,
+            });
+            let mut of_the_proxy = registration(serde_json::json!([]), serde_json::json!({}));
+            of_the_proxy["Proxy"]["MeshGateway"] = gateway;
+            let of_an_upstream = registration(serde_json::json!([upstream]), serde_json::json!({}));
+            for given in [of_the_proxy, of_an_upstream] {
+                let (_, notes) = config(given, &settings(""));
+                let said = notes.iter().any(|note| note.contains("mesh gateways"));
+                assert_eq!(said, told, "{mode:?}: {notes:?}");
+            }
+        }
     }
 
     #[test]
