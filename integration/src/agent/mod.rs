@@ -310,7 +310,7 @@ impl Agent {
     /// looks after signals while it starts never stops doing so.
     pub(crate) async fn reload(&self) -> Result<()> {
         ensure!(matches!(self.inner, Inner::Consul(_)), "only a consul process reads configuration files again");
-        // An agent answers requests before it has started, and then refuses this one.
+        // An agent answers requests before it has started.
         wait::until("an agent that reloads", Duration::from_secs(30), || async {
             self.put("/v1/agent/reload", json!({})).await.map(drop)
         })
