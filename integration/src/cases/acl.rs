@@ -331,6 +331,8 @@ async fn acl_a_deleted_token_is_told_and_used_again_when_it_is_back(world: Arc<W
     // What is known of upstreams serves on, as when the agent is away.
     scene.goes_out(scene.ways[0]).await.context("a new connection out")?;
     lictor.lives()?;
+    let (status, text) = lictor.page("/ready").await?;
+    ensure!(status == 200, "the leaf still counts, and /ready is {status} {text}");
 
     scene.grant(&FIRST, &["web"]).await?;
     let back = Instant::now();

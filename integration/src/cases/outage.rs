@@ -123,6 +123,9 @@ impl Scene {
         ensure!(refused < Duration::from_secs(12) && out < Duration::from_secs(2), "too slow: {refused:?}, {out:?}");
         for lictor in &mut self.lictors {
             lictor.lives()?;
+            let (status, text) = lictor.page("/ready").await?;
+            println!("/ready: {status} {text}");
+            ensure!(status == 200, "the leaf still counts, and /ready is {status} {text}");
         }
         Ok(())
     }
