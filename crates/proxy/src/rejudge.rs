@@ -435,6 +435,13 @@ mod tests {
         assert_eq!(book.state.lock().peers.len(), 2, "the end of the old ones takes nothing from the new one");
     }
 
+    #[tokio::test]
+    async fn a_connection_that_is_judged_again_costs_a_hundred_bytes_or_so() {
+        let member = book().join(chain("web"), ()).unwrap();
+        let bytes = size_of_val(&member) + size_of_val(&member.ended());
+        assert!(bytes <= 160, "{bytes} bytes");
+    }
+
     #[tokio::test(start_paused = true)]
     async fn without_a_period_nothing_is_kept_and_nobody_asked() {
         let book = Arc::new(Book::default());
