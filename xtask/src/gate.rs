@@ -130,7 +130,7 @@ pub(crate) fn soak(handshakes: u64) -> Result<()> {
 /// The conformance suite of the backends on C libraries under valgrind: no bad access, no memory lost.
 ///
 /// Left out are the families that never reach the library's sessions or would take hours there.
-pub(crate) fn sanitize() -> Result<()> {
+pub(crate) fn sanitize(backends: &[String]) -> Result<()> {
     const LEFT_OUT: [&str; 4] = [
         "every_row_gets_its_verdict_from_the_verifier",
         "every_row_gets_its_verdict_in_the_data_plane",
@@ -140,7 +140,7 @@ pub(crate) fn sanitize() -> Result<()> {
     if !setup::on_path("valgrind") {
         bail!("valgrind is missing: apt-get install valgrind");
     }
-    for backend in ["openssl", "boring"] {
+    for backend in backends {
         let suite = conformance::executable(backend)?;
         let mut valgrind = Command::new("valgrind");
         valgrind.args(["-q", "--leak-check=full", "--errors-for-leak-kinds=definite", "--show-leak-kinds=definite"]);

@@ -63,7 +63,11 @@ enum Task {
         arguments: Vec<String>,
     },
     /// Run the conformance suite of the backends on C libraries under valgrind.
-    Sanitize,
+    Sanitize {
+        /// Of these alone.
+        #[arg(default_values = ["openssl", "boring"], value_parser = ["openssl", "boring"])]
+        backends: Vec<String>,
+    },
     /// Many handshakes with each TLS library, failing when the process has grown.
     Soak {
         /// How many for each library.
@@ -86,7 +90,7 @@ fn main() -> ExitCode {
         Task::Conformance => setup::run().and_then(|()| conformance::run()),
         Task::Drills => gate::drills(),
         Task::Bench { backend, arguments } => gate::bench(&backend, &arguments),
-        Task::Sanitize => gate::sanitize(),
+        Task::Sanitize { backends } => gate::sanitize(&backends),
         Task::Soak { handshakes } => gate::soak(handshakes),
         Task::Dist => gate::dist(),
     };
