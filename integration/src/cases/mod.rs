@@ -2,6 +2,7 @@
 
 mod a_start;
 mod acl;
+mod addresses;
 mod b_certificates;
 mod c_inbound;
 mod crypto;
@@ -37,6 +38,7 @@ pub(crate) fn all() -> Vec<Case> {
         h_old_agents::CASES,
         i_observability::CASES,
         acl::CASES,
+        addresses::CASES,
         crypto::CASES,
         holds::CASES,
         input::CASES,

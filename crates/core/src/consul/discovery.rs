@@ -188,7 +188,11 @@ fn check(destination: &Destination) -> Result<(), DiscoveryError> {
 
 /// Keeps the list of one upstream while it is in use.
 async fn keep(client: AgentClient, upstream: Arc<Upstream>) {
-    let mut asker = Asker { client, destination: upstream.destination.clone(), plain_at: None, said: None };
+    // Namespace and partition default to our own, and only to configured ones.
+    let mut destination = upstream.destination.clone();
+    destination.namespace = destination.namespace.or_else(|| client.namespace().map(str::to_owned));
+    destination.partition = destination.partition.or_else(|| client.partition().map(str::to_owned));
+    let mut asker = Asker { client, destination, plain_at: None, said: None };
     let mut failures = 0_u32;
     loop {
         let started = Instant::now();
@@ -305,13 +309,12 @@ impl Asker {
         self.places(call).param("passing", "1")
     }
 
-    /// Adds where to look. Namespace and partition default to our own, and only to configured ones.
+    /// Adds where to look.
     fn places(&self, call: Call) -> Call {
         let Destination { datacenter, namespace, partition, peer, .. } = &self.destination;
-        let partition = partition.as_deref().or_else(|| self.client.partition());
         call.param_if("dc", datacenter.as_deref())
-            .param_if("ns", namespace.as_deref().or_else(|| self.client.namespace()))
-            .param_if("partition", partition)
+            .param_if("ns", namespace.as_deref())
+            .param_if("partition", partition.as_deref())
             .param_if("peer", peer.as_deref())
     }
 

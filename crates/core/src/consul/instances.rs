@@ -48,8 +48,8 @@ pub(super) fn parse(body: &[u8], destination: &Destination) -> Result<InstanceLi
         list.entries += usize::from(!matches!(entry, Entry::Hole));
         match entry {
             Entry::Hole => {}
-            Entry::Usable { instance, worst } => {
-                if let Some(why) = foreign(&instance, destination) {
+            Entry::Usable { instance, worst, peer } => {
+                if let Some(why) = foreign(&instance, peer.as_deref(), destination) {
                     list.problem(index, why);
                 } else if wanted(worst, destination.kind) {
                     list.instances.push(instance);
@@ -69,12 +69,33 @@ impl InstanceList {
     }
 }
 
-/// Why an instance is none of the service that was asked for. Names are matched without regard to case by the
-/// catalog; what a query leads to is the query's business.
-fn foreign(instance: &Instance, destination: &Destination) -> Option<String> {
-    let other =
-        destination.kind == DestinationKind::Service && !instance.service.eq_ignore_ascii_case(&destination.name);
-    other.then(|| format!("it is an instance of {:?}", instance.service))
+/// Why an instance is none of what was asked for. Names are matched without regard to case by the catalog; what a
+/// query leads to is the query's business.
+///
+/// Agents that do not know a parameter answer for their own cluster instead: those before 1.13 a `peer`, those of the
+/// Community Edition before 1.11 a `partition`. Its instances would prove to be exactly who the list says they are.
+fn foreign(instance: &Instance, peer: Option<&str>, destination: &Destination) -> Option<String> {
+    let Destination { kind, name, datacenter, namespace, partition, peer: wanted_peer } = destination;
+    let other = |asked: &Option<String>, is: &str| asked.as_ref().is_some_and(|asked| !asked.eq_ignore_ascii_case(is));
+    let is_query = *kind == DestinationKind::PreparedQuery;
+    if !is_query && !instance.service.eq_ignore_ascii_case(name) {
+        return Some(format!("it is an instance of {:?}", instance.service));
+    }
+    if peer != wanted_peer.as_deref() {
+        let whose = peer.map_or_else(|| "our own cluster".to_owned(), |of| format!("the peer {of:?}"));
+        return Some(format!("it is an instance of {whose}"));
+    }
+    if !is_query && other(datacenter, &instance.datacenter) {
+        return Some(format!("it is an instance in datacenter {:?}", instance.datacenter));
+    }
+    if other(namespace, &instance.namespace) {
+        return Some(format!("it is an instance in namespace {:?}", instance.namespace));
+    }
+    // Where a peer shares a service, the partition is that of the other cluster.
+    if peer.is_none() && other(partition, &instance.partition) {
+        return Some(format!("it is an instance in partition {:?}", instance.partition));
+    }
+    None
 }
 
 /// Whether an instance in this state is to be dialled: a service's must pass all checks, as `passing=1` has it; what
@@ -98,6 +119,8 @@ enum Entry {
     Usable {
         instance: Instance,
         worst: Health,
+        /// The peered cluster that it is in (1.13 and later).
+        peer: Option<String>,
     },
     Unusable(String),
     /// Neither node nor service: Consul 1.3 filters the list that it keeps in memory in place, and leaves these where
@@ -152,7 +175,7 @@ fn entry(value: &Value) -> Entry {
     }
     let mut problems = Problems::new();
     match read(value, &mut problems) {
-        Ok((instance, worst)) if problems.is_empty() => Entry::Usable { instance, worst },
+        Ok((instance, worst, peer)) if problems.is_empty() => Entry::Usable { instance, worst, peer },
         Ok(_) => Entry::Unusable(problems.join(", ")),
         Err(why) => {
             problems.push(why.to_owned());
@@ -161,7 +184,7 @@ fn entry(value: &Value) -> Entry {
     }
 }
 
-fn read(value: &Value, problems: &mut Problems) -> Result<(Instance, Health), &'static str> {
+fn read(value: &Value, problems: &mut Problems) -> Result<(Instance, Health, Option<String>), &'static str> {
     let entry = Fields::of(value, "", problems);
     let node = entry.fields("Node", problems);
     let service = entry.fields("Service", problems);
@@ -204,7 +227,8 @@ fn read(value: &Value, problems: &mut Problems) -> Result<(Instance, Health), &'
         datacenter: node.text("Datacenter", problems).ok_or("its node has no datacenter")?,
         weight: weight.and_then(|weight| u32::try_from(weight.min(MAX_WEIGHT)).ok()).unwrap_or(1),
     };
-    Ok((instance, worst))
+    let peer = service.text("PeerName", problems).filter(|peer| !peer.is_empty());
+    Ok((instance, worst, peer))
 }
 
 #[cfg(test)]
@@ -254,6 +278,41 @@ mod tests {
         let query = parse(&captured!("query-execute-connect"), &destination(DestinationKind::PreparedQuery)).unwrap();
         assert_eq!(shown(&query).len(), 2);
         assert_eq!(query.problems, Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_the_agent_took_for_the_default_is_none_of_what_was_asked_for() {
+        let elsewhere = |change: fn(&mut Destination)| {
+            let mut asked = destination(DestinationKind::Service);
+            change(&mut asked);
+            asked
+        };
+        let asked = [
+            (elsewhere(|of| of.namespace = Some("team".to_owned())), "namespace"),
+            (elsewhere(|of| of.partition = Some("team".to_owned())), "partition"),
+            (elsewhere(|of| of.datacenter = Some("dc2".to_owned())), "datacenter"),
+            (elsewhere(|of| of.peer = Some("cloud".to_owned())), "our own cluster"),
+        ];
+        let own = json!([entry(|_| {})]).to_string();
+        assert_eq!(service(own.as_bytes()).instances.len(), 1);
+        for (asked, why) in &asked {
+            let list = parse(own.as_bytes(), asked).unwrap();
+            assert_eq!((list.instances.len(), list.problems.len()), (0, 1), "{asked:?}");
+            assert!(list.problems[0].contains(why), "{:?}", list.problems);
+        }
+        // And what is where it was asked for, is.
+        let there = json!([entry(|entry| {
+            entry["Node"]["Datacenter"] = json!("dc2");
+            entry["Service"]["Namespace"] = json!("team");
+            entry["Service"]["Partition"] = json!("team");
+            entry["Service"]["PeerName"] = json!("cloud");
+        })])
+        .to_string();
+        let mut all = destination(DestinationKind::Service);
+        (all.namespace, all.datacenter) = (Some("team".to_owned()), Some("dc2".to_owned()));
+        (all.partition, all.peer) = (Some("Team".to_owned()), Some("cloud".to_owned()));
+        assert_eq!(parse(there.as_bytes(), &all).unwrap().instances.len(), 1);
+        assert_eq!(service(there.as_bytes()).instances.len(), 0, "a peer's instance where none was asked for");
     }
 
     #[test]
