@@ -31,8 +31,8 @@ const CASE: Duration = Duration::from_secs(120);
 /// The time a drill may take.
 const DRILL: Duration = Duration::from_secs(1800);
 
-/// The oldest version that stages an ordinary case: intentions are written by name from this one on.
-const ORDINARY: Version = Version(1, 9);
+/// The oldest version that stages an ordinary case: it shows a single service, so a sidecar can follow its registration.
+const ORDINARY: Version = Version(1, 3);
 
 type Run = fn(Arc<World>) -> Pin<Box<dyn Future<Output = Result<()>>>>;
 
@@ -133,7 +133,7 @@ impl Case {
                     None
                 } else if self.since == ORDINARY {
                     Some(format!(
-                        "Consul before {ORDINARY} does not know intentions by name, with which cases are staged; such a \
+                        "Consul before {ORDINARY} does not show a single service, so no registration can be followed; such a \
                          version is tested with managed proxies"
                     ))
                 } else {

@@ -100,6 +100,8 @@ pub(crate) struct Agent {
     client: reqwest::Client,
     tap: Tap,
     acl: bool,
+    /// Intentions are written by the names of their services (1.9 and later), not by IDs.
+    names_intentions: bool,
     /// Of a real agent's root that is ours from the start.
     own_root: Option<Forge>,
     accessors: tokio::sync::Mutex<Vec<(String, String)>>,
@@ -155,7 +157,9 @@ impl Agent {
         let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(20)).build()?;
         let acl = options.acl.is_some();
         let accessors = tokio::sync::Mutex::default();
-        let mut agent = Self { inner, client, tap, acl, own_root: None, accessors, https, _front: front };
+        let names_intentions = !matches!(kind, Kind::Consul(consul) if consul.version < Version(1, 9));
+        let mut agent =
+            Self { inner, client, tap, acl, names_intentions, own_root: None, accessors, https, _front: front };
         if options.later {
             agent.stop().await?;
         } else {
@@ -169,7 +173,9 @@ impl Agent {
 
     async fn ready(&self) -> Result<()> {
         wait::until("an agent that signs", Duration::from_secs(30), || async {
-            self.get("/v1/agent/connect/ca/roots").await?;
+            // Old agents answer before they have a CA, with no roots in it.
+            let roots = self.get("/v1/agent/connect/ca/roots").await?;
+            ensure!(roots["Roots"].as_array().is_some_and(|roots| !roots.is_empty()), "no CA yet");
             // A server that has only just become leader knows its node a moment later.
             let nodes = self.get("/v1/catalog/nodes").await?;
             ensure!(nodes.as_array().is_some_and(|nodes| !nodes.is_empty()), "no node yet");
@@ -414,8 +420,18 @@ impl Agent {
     }
 
     pub(crate) async fn intention(&self, source: &str, destination: &str, rule: Value) -> Result<()> {
-        let path = format!("/v1/connect/intentions/exact?source={source}&destination={destination}");
-        self.put(&path, rule).await.map(drop)
+        if self.names_intentions {
+            let path = format!("/v1/connect/intentions/exact?source={source}&destination={destination}");
+            return self.put(&path, rule).await.map(drop);
+        }
+        let mut body = json!({ "SourceName": source, "DestinationName": destination, "SourceType": "consul" });
+        crate::world::merge(&mut body, rule);
+        let all = self.get("/v1/connect/intentions").await?;
+        let is_it = |known: &&Value| known["SourceName"] == source && known["DestinationName"] == destination;
+        match all.as_array().into_iter().flatten().find(is_it).and_then(|known| known["ID"].as_str()) {
+            Some(id) => self.put(&format!("/v1/connect/intentions/{id}"), body).await.map(drop),
+            None => self.good(Method::POST, "/v1/connect/intentions", Some(body)).await.map(drop),
+        }
     }
 
     pub(crate) async fn config_entry(&self, entry: Value) -> Result<()> {

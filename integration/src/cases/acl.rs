@@ -26,12 +26,12 @@ use crate::{
 const NO_POLICIES: &str = "the embedded agent has tokens and no policies";
 
 pub(crate) const CASES: &[Case] = &[
-    case!(acl_a_service_identity_is_enough_for_all_but_register),
-    case!(acl_a_second_identity_is_enough_for_register),
-    case!(acl_the_least_policy_is_enough_and_no_line_of_it_is_idle).real(NO_POLICIES),
-    case!(acl_no_token_and_an_unknown_one_are_told),
-    case!(acl_a_deleted_token_is_told_and_used_again_when_it_is_back),
-    case!(acl_a_replaced_token_file_is_read_without_a_restart),
+    case!(acl_a_service_identity_is_enough_for_all_but_register).since(1, 4),
+    case!(acl_a_second_identity_is_enough_for_register).since(1, 4),
+    case!(acl_the_least_policy_is_enough_and_no_line_of_it_is_idle).since(1, 4).real(NO_POLICIES),
+    case!(acl_no_token_and_an_unknown_one_are_told).since(1, 4),
+    case!(acl_a_deleted_token_is_told_and_used_again_when_it_is_back).since(1, 4),
+    case!(acl_a_replaced_token_file_is_read_without_a_restart).since(1, 4),
 ];
 
 /// The secret and the accessor of a token that a case makes.

@@ -129,9 +129,9 @@ async fn d23_an_own_namespace_that_the_agent_does_not_know_is_told(world: Arc<Wo
     let agent = world.agent().await?;
     let sidecar = Sidecar::new("api", ports::free()?)?;
     sidecar.register(&agent).await?;
-    let setup = world.proxy(&agent)?.args(&["-sidecar-for", "api-1"]).env("CONSUL_NAMESPACE", "team");
-    let (code, output) = setup.ends().await?;
-    ensure!(code == 4, "exit code {code}");
-    ensure!(output.to_lowercase().contains("namespace"), "the namespace is not named: {output}");
+    let lictor = world.proxy(&agent)?.args(&["-sidecar-for", "api-1"]).env("CONSUL_NAMESPACE", "team").start()?;
+    // From 1.7 on the agent refuses the namespace, and with it the start; an older one serves the default in its place.
+    let told = |line: &str| line.contains("Namespaces are") || line.contains("in namespace team");
+    lictor.output().line(0, "the namespace", SOON, told).await?;
     app::not_listening(sidecar.public).await
 }

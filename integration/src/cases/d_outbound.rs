@@ -33,7 +33,7 @@ pub(crate) const CASES: &[Case] = &[
     case!(d4_a_critical_instance_is_never_chosen),
     case!(d5_all_instances_are_used),
     case!(d6_an_instance_that_refuses_is_passed_over),
-    case!(d6a_lost_rights_are_noticed_behind_cached_answers),
+    case!(d6a_lost_rights_are_noticed_behind_cached_answers).since(1, 4),
     case!(d7_without_an_instance_the_application_is_closed_at_once),
     case!(d8_a_server_with_another_identity_gets_no_byte),
     case!(d9_the_right_uri_beside_another_is_refused),
@@ -49,7 +49,7 @@ pub(crate) const CASES: &[Case] = &[
     case!(d19_a_server_of_tls_1_2_alone_works),
     case!(d20_a_refusal_after_the_handshake_is_logged_with_its_alert),
     case!(d21_an_ipv6_address_is_dialled),
-    case!(d22_an_upstream_can_be_a_unix_socket),
+    case!(d22_an_upstream_can_be_a_unix_socket).since(1, 10),
     case!(d23_a_peer_is_never_taken_for_our_own_cluster).since(1, 13),
     case!(d24_the_hello_carries_the_service_name_and_no_alpn),
 ];

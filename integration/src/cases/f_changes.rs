@@ -21,7 +21,7 @@ pub(crate) const CASES: &[Case] = &[
     case!(f4_a_changed_application_address_holds_for_new_connections),
     case!(f5_a_changed_service_port_moves_the_listener),
     case!(f6_the_same_registration_again_changes_nothing),
-    case!(f7_unknown_keys_of_central_configuration_are_ignored),
+    case!(f7_unknown_keys_of_central_configuration_are_ignored).since(1, 9),
     case!(f8_a_key_of_the_wrong_type_falls_to_its_default_alone),
     case!(f9_a_deregistered_sidecar_goes_on_and_picks_the_new_one_up),
     case!(f10_an_agent_that_comes_back_empty_is_followed_in_seconds),

@@ -20,13 +20,13 @@ use crate::{
 const ONE_AGENT: &str = "one embedded agent is no federation";
 
 pub(crate) const CASES: &[Case] = &[
-    case!(b20_sidecars_of_two_real_datacenters_call_each_other).real(ONE_AGENT),
+    case!(b20_sidecars_of_two_real_datacenters_call_each_other).since(1, 10).real(ONE_AGENT),
     case!(b22_sidecars_of_two_real_datacenters_call_each_other_after_a_rotation).real(ONE_AGENT).since(1, 11),
-    case!(d13_an_upstream_in_a_real_second_datacenter_is_asked_and_proven_there).real(ONE_AGENT),
-    case!(d15_a_query_that_fails_over_to_a_real_datacenter_is_proven_there).real(ONE_AGENT),
-    case!(federation_an_intention_decides_over_clients_of_the_other_datacenter).real(ONE_AGENT),
-    case!(federation_envoy_reaches_us_through_mesh_gateways).real(ONE_AGENT),
-    case!(federation_an_upstream_behind_mesh_gateways_is_dialled_directly_and_told).real(ONE_AGENT),
+    case!(d13_an_upstream_in_a_real_second_datacenter_is_asked_and_proven_there).since(1, 10).real(ONE_AGENT),
+    case!(d15_a_query_that_fails_over_to_a_real_datacenter_is_proven_there).since(1, 10).real(ONE_AGENT),
+    case!(federation_an_intention_decides_over_clients_of_the_other_datacenter).since(1, 10).real(ONE_AGENT),
+    case!(federation_envoy_reaches_us_through_mesh_gateways).since(1, 10).real(ONE_AGENT),
+    case!(federation_an_upstream_behind_mesh_gateways_is_dialled_directly_and_told).since(1, 10).real(ONE_AGENT),
 ];
 
 /// One datacenter of the federation: `api` and `web` with a sidecar each. `web` has `api` of the other one as its

@@ -20,7 +20,7 @@ use crate::{
 
 pub(crate) const CASES: &[Case] = &[
     case!(i1_thirty_upstreams_take_a_handful_of_connections_to_the_agent),
-    case!(i2_the_agents_connection_limit_refuses_and_is_recovered_from),
+    case!(i2_the_agents_connection_limit_refuses_and_is_recovered_from).since(1, 7),
     case!(i3_many_connections_are_authorized_over_few_to_the_agent).heavy(),
     case!(i4_fast_changing_roots_are_followed_at_a_bounded_pace),
     case!(i5_bytes_and_connections_are_counted),
