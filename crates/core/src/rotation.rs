@@ -59,6 +59,8 @@ pub enum Changed {
     Applied,
     /// A leaf that does not chain to the newest roots, or is not valid yet: kept aside until it does.
     Held(RejectReason),
+    /// A leaf that came before any roots: kept aside until the first ones come, as every leaf is.
+    HeldForRoots,
 }
 
 /// Why an update changed nothing.
@@ -180,7 +182,8 @@ impl Rotation {
             Ok(()) => {}
             Err(reason) if may_become_good(reason) => {
                 state.held = Some((leaf, reason));
-                return Ok(Changed::Held(reason));
+                // Told by the state that judged: the roots may be there by the time that the caller looks.
+                return Ok(if state.roots.is_some() { Changed::Held(reason) } else { Changed::HeldForRoots });
             }
             Err(reason) => return Err(UpdateRefused::PeersWouldRefuse(reason)),
         }

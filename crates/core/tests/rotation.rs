@@ -90,10 +90,7 @@ fn roots(list: &[&Authority]) -> Roots {
 fn there_is_no_material_until_leaf_and_roots_are_there_in_either_order() {
     let scene = Scene::new();
     assert_eq!(scene.rotation.state().pending, ["roots", "leaf"]);
-    assert_eq!(
-        scene.rotation.offer_leaf(scene.leaf(&scene.mesh.leaf())),
-        Ok(Changed::Held(RejectReason::UnknownIssuer))
-    );
+    assert_eq!(scene.rotation.offer_leaf(scene.leaf(&scene.mesh.leaf())), Ok(Changed::HeldForRoots));
     assert_eq!(scene.generation(), None);
     assert_eq!(scene.rotation.offer_roots(roots(&[&scene.mesh.root])), Changed::Applied);
     assert_eq!(scene.generation(), Some(1));

@@ -14,7 +14,6 @@ use super::{
     watch::{Cursor, Nudge, Trouble, Watched},
 };
 use crate::{
-    cert_source::CertSource as _,
     identity::{DEFAULT, Grammar},
     material::Leaf,
     rotation::{Changed, Clock, Rotation, UpdateRefused},
@@ -104,10 +103,8 @@ impl LeafWatch {
                 tracing::info!(%serial, not_after = not_after.as_secs(), "a new leaf is in use");
                 (Some(half), None)
             }
-            // Until there are roots at all every leaf is held, and nobody need be told.
-            Ok(Changed::Held(_)) if self.rotation.state().pending.iter().any(|pending| pending == "roots") => {
-                (Some(half), None)
-            }
+            // Nobody need be told: every leaf is held until there are roots at all.
+            Ok(Changed::HeldForRoots) => (Some(half), None),
             Ok(Changed::Held(reason)) => {
                 // It may have come before its root, so the roots are asked for now.
                 if reason == RejectReason::UnknownIssuer {
