@@ -27,7 +27,7 @@ pub(crate) const CASES: &[Case] = &[
     case!(b4_a_client_on_the_old_root_passes_as_long_as_it_is_listed),
     case!(b5_a_peer_that_trusts_only_the_old_root_gets_the_cross_certificate),
     case!(b6_leaves_of_all_listed_roots_pass),
-    case!(b7_a_root_off_the_list_is_not_trusted),
+    case!(b7_a_root_off_the_list_is_not_trusted).since(1, 10),
     case!(b8_broken_roots_do_not_spoil_the_others),
     case!(b8_a_p224_root_does_not_spoil_the_others).real("the embedded agent's CA is always on P-256"),
     case!(b9_other_keys_of_the_root_work).since(1, 10).real("the embedded agent's CA is always on P-256"),

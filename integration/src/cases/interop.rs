@@ -34,10 +34,10 @@ pub(crate) const CASES: &[Case] = &[
     case!(interop_we_call_consuls_proxy_and_a_deny_stops_us).real(NO_BINARY),
     case!(interop_consuls_proxy_calls_us_while_the_root_rotates).real(NO_BINARY).heavy(),
     case!(interop_we_call_consuls_proxy_while_the_root_rotates).real(NO_BINARY).heavy(),
-    case!(interop_envoy_calls_us_and_a_deny_stops_it).real(NO_ENVOY),
-    case!(interop_we_call_envoy_and_a_deny_stops_us).real(NO_ENVOY),
-    case!(interop_envoy_calls_us_while_the_root_rotates).real(NO_ENVOY).heavy(),
-    case!(interop_we_call_envoy_while_the_root_rotates).real(NO_ENVOY).heavy(),
+    case!(interop_envoy_calls_us_and_a_deny_stops_it).since(1, 10).real(NO_ENVOY),
+    case!(interop_we_call_envoy_and_a_deny_stops_us).since(1, 10).real(NO_ENVOY),
+    case!(interop_envoy_calls_us_while_the_root_rotates).since(1, 10).real(NO_ENVOY).heavy(),
+    case!(interop_we_call_envoy_while_the_root_rotates).since(1, 10).real(NO_ENVOY).heavy(),
 ];
 
 /// Consul's own proxy for a registered sidecar.
