@@ -242,7 +242,7 @@ impl ProxyDefinition {
             telemetry: config.has("telemetry"),
             local_connect_timeout: timeout(config, "local_connect_timeout_ms", &mut problems),
             handshake_timeout: timeout(config, "handshake_timeout_ms", &mut problems),
-            reauthorize: period(config, "reauthorize_ms", &mut problems),
+            reauthorize: milliseconds(config, "reauthorize_ms", MAX_PERIOD, &mut problems),
             max_inbound_connections: count(config, "max_inbound_connections", &mut problems),
             protocol: config.text("protocol", &mut problems),
             upstreams: Vec::new(),
@@ -338,12 +338,11 @@ fn unix(path: String, mode: Option<u32>, key: &str, problems: &mut Problems) -> 
 }
 
 fn timeout(config: &Fields<'_>, key: &str, problems: &mut Problems) -> Option<Duration> {
-    let most = u64::try_from(MAX_TIMEOUT.as_millis()).unwrap_or(u64::MAX);
-    config.number(key, most, problems).map(Duration::from_millis)
+    milliseconds(config, key, MAX_TIMEOUT, problems)
 }
 
-fn period(config: &Fields<'_>, key: &str, problems: &mut Problems) -> Option<Duration> {
-    let most = u64::try_from(MAX_PERIOD.as_millis()).unwrap_or(u64::MAX);
+fn milliseconds(config: &Fields<'_>, key: &str, most: Duration, problems: &mut Problems) -> Option<Duration> {
+    let most = u64::try_from(most.as_millis()).unwrap_or(u64::MAX);
     config.number(key, most, problems).map(Duration::from_millis)
 }
 
