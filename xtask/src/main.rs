@@ -7,6 +7,7 @@ mod conformance;
 mod consul;
 mod features;
 mod gate;
+mod peers;
 mod prebuilt;
 mod setup;
 mod symbols;
@@ -62,6 +63,11 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Measure Lictor beside the peers that are installed, and print how it stands to the best of them.
+    ///
+    /// Envoy, HAProxy, nginx, stunnel, hitch, ghostunnel and Consul's own proxy are looked for on the PATH; ENVOY,
+    /// HAPROXY, NGINX, NGINX_STREAM_MODULE, STUNNEL, HITCH, GHOSTUNNEL and CONSUL name files. See benches/README.md.
+    Peers(peers::Arguments),
     /// Run the conformance suite of the backends on C libraries under valgrind.
     Sanitize {
         /// Of these alone.
@@ -90,6 +96,7 @@ fn main() -> ExitCode {
         Task::Conformance => setup::run().and_then(|()| conformance::run()),
         Task::Drills => gate::drills(),
         Task::Bench { backend, arguments } => gate::bench(&backend, &arguments),
+        Task::Peers(arguments) => peers::run(&arguments),
         Task::Sanitize { backends } => gate::sanitize(&backends),
         Task::Soak { handshakes } => gate::soak(handshakes),
         Task::Dist => gate::dist(),
