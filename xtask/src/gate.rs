@@ -2,8 +2,9 @@
 
 use std::{
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
+    time::Instant,
 };
 
 use anyhow::{Context, Result, bail};
@@ -12,11 +13,14 @@ use crate::{
     conformance,
     features::{FeatureSet, Gate, ILLEGAL, LEGAL},
     setup, symbols, tidy,
-    workspace::{cargo, output, root, step, target},
+    workspace::{cargo, output, root, side_by_side, step, target},
 };
 
 /// The profile of the binary that the end-to-end tests drive: optimised, with the checks of a debug build.
 const CHECKED: &str = "checked";
+
+/// The test programs that run longest; they begin first.
+const LONGEST: [&str; 3] = [" backend", " conformance", " consul_agent"];
 
 /// The whole gate.
 pub(crate) fn test() -> Result<()> {
@@ -36,8 +40,7 @@ pub(crate) fn test() -> Result<()> {
     step("docs", docs.env("RUSTDOCFLAGS", "-D warnings"))?;
     sets()?;
     let report = conformance::fresh()?;
-    let mut tests = cargo(&["test", "--locked", "--workspace", "--exclude", "lictor-integration"]);
-    step("unit, property and conformance tests", tests.env(conformance::REPORT, &report))?;
+    workspace_tests(&report)?;
     conformance::judge(&report)?;
     // The workspace has tested the binary with its default features.
     for set in with(Gate::Full).skip(1) {
@@ -46,9 +49,11 @@ pub(crate) fn test() -> Result<()> {
     for set in LEGAL.iter().filter(|set| set.gate == Gate::Conformance) {
         conformance_of(set)?;
     }
-    for set in with(Gate::Full) {
-        end_to_end(set, &[])?;
-    }
+    // Two at a time: one uses a third of two cores, and three would find the time short in which things must happen.
+    // Built first, so that none of them waits for cargo.
+    step("end-to-end tests, built", &mut cargo(&["test", "--locked", "-p", "lictor-integration", "--no-run"]))?;
+    let runs = with(Gate::Full).map(|set| end_to_end(set, &[])).collect::<Result<Vec<_>>>()?;
+    side_by_side(2, runs)?;
     step(
         "benches, one round each",
         &mut cargo(&["test", "--locked", "-p", "lictor-benches", "--benches", "--profile", CHECKED]),
@@ -73,7 +78,7 @@ pub(crate) fn fips() -> Result<()> {
         }
         binary_tests(set)?;
         link(set)?;
-        end_to_end(set, &[])?;
+        run_end_to_end(set, &[])?;
     }
     Ok(())
 }
@@ -83,7 +88,7 @@ pub(crate) fn integration(arguments: &[String]) -> Result<()> {
     for set in with(Gate::Full) {
         build(set, CHECKED)?;
     }
-    end_to_end(&LEGAL[0], arguments)
+    run_end_to_end(&LEGAL[0], arguments)
 }
 
 /// The binary that the end-to-end tests drive: the one that `LICTOR_BIN` names, else that of the default features.
@@ -176,6 +181,38 @@ fn lints(set: &FeatureSet) -> Result<()> {
     step(&format!("lints of {}", set.name), cargo(&arguments).args(["--", "-D", "warnings"]))
 }
 
+/// Unit, property and conformance tests, in one build of the workspace.
+///
+/// Cargo runs one test program after the other, and the longest of them work on one thread or wait; so they are run
+/// from here, two at a time.
+fn workspace_tests(report: &Path) -> Result<()> {
+    const WORKSPACE: [&str; 5] = ["test", "--locked", "--workspace", "--exclude", "lictor-integration"];
+    println!("\n== unit, property and conformance tests, built");
+    let begun = Instant::now();
+    let messages = output(cargo(&WORKSPACE).args(["--no-run", "--message-format=json-render-diagnostics"]))?;
+    println!("== unit, property and conformance tests, built: good after {:.0?}", begun.elapsed());
+    let mut programs: Vec<(String, Command)> = messages.lines().filter_map(|line| test_program(line, report)).collect();
+    if programs.is_empty() {
+        bail!("cargo names no test program");
+    }
+    programs.sort_by_key(|(name, _)| LONGEST.iter().position(|long| name.ends_with(long)).unwrap_or(LONGEST.len()));
+    side_by_side(2, programs)?;
+    step("tests in docs", cargo(&WORKSPACE).arg("--doc"))
+}
+
+/// The test program that a message of cargo's names, run as cargo would run it.
+fn test_program(message: &str, report: &Path) -> Option<(String, Command)> {
+    let message: serde_json::Value = serde_json::from_str(message).ok()?;
+    if message["profile"]["test"] != true {
+        return None;
+    }
+    let mut program = Command::new(message["executable"].as_str()?);
+    let package = Path::new(message["manifest_path"].as_str()?).parent()?;
+    program.current_dir(package).env("CARGO_MANIFEST_DIR", package).env(conformance::REPORT, report);
+    let name = format!("{} {}", package.file_name()?.display(), message["target"]["name"].as_str()?);
+    Some((name, program))
+}
+
 fn binary_tests(set: &FeatureSet) -> Result<()> {
     let arguments = ["test", "--locked", "-p", "lictor", "--no-default-features", &set.argument()];
     step(&format!("tests of the binary, {}", set.name), &mut cargo(&arguments))
@@ -207,8 +244,13 @@ fn conformance_of(set: &FeatureSet) -> Result<()> {
     Ok(())
 }
 
+fn run_end_to_end(set: &FeatureSet, arguments: &[String]) -> Result<()> {
+    let (name, mut tests) = end_to_end(set, arguments)?;
+    step(&name, &mut tests)
+}
+
 /// The end-to-end tests over the binary of one set, with those of the other libraries as its peers.
-fn end_to_end(set: &FeatureSet, arguments: &[String]) -> Result<()> {
+fn end_to_end(set: &FeatureSet, arguments: &[String]) -> Result<(String, Command)> {
     let mut tests = cargo(&["test", "--locked", "-p", "lictor-integration"]);
     tests.env("LICTOR_BIN", build(set, CHECKED)?);
     // Those that were built before; a FIPS set may be tested without them.
@@ -220,7 +262,7 @@ fn end_to_end(set: &FeatureSet, arguments: &[String]) -> Result<()> {
     if !arguments.is_empty() {
         tests.arg("--").args(arguments);
     }
-    step(&format!("end-to-end tests of {}", set.name), &mut tests)
+    Ok((format!("end-to-end tests of {}", set.name), tests))
 }
 
 /// Builds the binary of `set` alone, so that no test's dependency unifies its features into it.
