@@ -2,9 +2,9 @@
 
 use std::hint::black_box;
 
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use lictor_benches::{Contender, Pair, Scene, backends, usage::ThreadTime};
-use lictor_core::{TlsPolicy, verify_peer};
+use lictor_core::{Judge, TlsPolicy, verify_peer};
 
 fn handshakes(criterion: &mut Criterion<ThreadTime>) {
     let scene = Scene::new();
@@ -22,6 +22,10 @@ fn handshakes(criterion: &mut Criterion<ThreadTime>) {
             }
             measured.push(facts.group);
             group.bench_function(format!("full, {}", facts.group), |bencher| {
+                let strangers = || scene.judges();
+                bencher.iter_batched(strangers, |judges| Pair::shake_hands(&contexts, &judges), BatchSize::SmallInput);
+            });
+            group.bench_function(format!("full, {}, peers that met before", facts.group), |bencher| {
                 bencher.iter(|| Pair::shake_hands(&contexts, &judges));
             });
         }
@@ -31,12 +35,17 @@ fn handshakes(criterion: &mut Criterion<ThreadTime>) {
 
 fn parts(criterion: &mut Criterion<ThreadTime>) {
     let scene = Scene::new();
-    let (_, judge) = scene.judges();
     let leaf = scene.leaf("web");
     for Contender { name, backend } in backends() {
         let mut group = criterion.benchmark_group(format!("parts/{name}"));
+        let verify = |judge: &Judge| verify_peer(black_box(judge), leaf.chain(), backend.signature_algorithms());
         group.bench_function("verify a peer", |bencher| {
-            bencher.iter(|| verify_peer(black_box(&judge), leaf.chain(), backend.signature_algorithms()));
+            bencher.iter_batched_ref(|| scene.judges().1, |judge| verify(judge), BatchSize::SmallInput);
+        });
+        group.bench_function("verify a peer that came before", |bencher| {
+            let (_, judge) = scene.judges();
+            verify(&judge).expect("a good peer");
+            bencher.iter(|| verify(&judge));
         });
         group.bench_function("build a context", |bencher| {
             bencher.iter(|| backend.mesh_context(black_box(&leaf), &TlsPolicy::default()));

@@ -24,21 +24,13 @@ pub use backends::{Contender, backends};
 pub struct Scene {
     /// The mesh.
     pub mesh: Mesh,
-    /// What peers are judged by.
-    pub roots: Arc<Roots>,
 }
 
 impl Scene {
     /// A new mesh; its keys differ from run to run.
-    ///
-    /// # Panics
-    /// Never: the root is good.
     #[must_use]
     pub fn new() -> Self {
-        let mesh = Mesh::new(1);
-        let domain = lictor_conformance::certs::TRUST_DOMAIN;
-        let roots = Roots::from_pem(1, domain, [mesh.root.pem().as_str()]).expect("a list of roots");
-        Self { mesh, roots: Arc::new(roots) }
+        Self { mesh: Mesh::new(1) }
     }
 
     /// The leaf of a service.
@@ -68,12 +60,18 @@ impl Scene {
         (context("web"), context("db"))
     }
 
-    /// What `web` demands of the server, and what `db` demands of the client.
+    /// What `web` demands of the server, and what `db` demands of the client, with a list of roots that has met
+    /// nobody yet.
+    ///
+    /// # Panics
+    /// Never: the root is good.
     #[must_use]
     pub fn judges(&self) -> (Judge, Judge) {
+        let domain = lictor_conformance::certs::TRUST_DOMAIN;
+        let roots = Arc::new(Roots::from_pem(1, domain, [self.mesh.root.pem().as_str()]).expect("a list of roots"));
         let judge = |expected| Judge {
             expected,
-            roots: self.roots.clone(),
+            roots: roots.clone(),
             policy: Arc::new(PeerPolicy::default()),
             now: self.mesh.time(),
         };

@@ -3,14 +3,16 @@
 //! Signature checks are counted from outside, by a counter around each algorithm. Steps are the search's own; they
 //! are counted by chains that need exactly as many as are allowed, and one more.
 
-use std::cell::Cell;
+use std::{cell::Cell, time::Duration};
 
 use lictor_core::{
-    RejectReason, SignatureAlgorithms,
+    Judge, RejectReason, SignatureAlgorithms,
     verify::{MAX_CANDIDATE_PATHS, MAX_PATH_STEPS, MAX_SIGNATURE_CHECKS},
     verify_peer,
 };
-use rustls_pki_types::{AlgorithmIdentifier, InvalidSignature, SignatureVerificationAlgorithm};
+use rustls_pki_types::{
+    AlgorithmIdentifier, CertificateDer, InvalidSignature, SignatureVerificationAlgorithm, UnixTime,
+};
 
 use crate::{
     certs::{Authority, Mesh},
@@ -19,6 +21,9 @@ use crate::{
     rows::{Build, Case, rows},
     verifier::{Side, judge},
 };
+
+/// After which no certificate of a row is valid.
+const A_CENTURY: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
 
 thread_local! {
     static CHECKS: Cell<usize> = const { Cell::new(0) };
@@ -104,9 +109,8 @@ fn check(
     cost: Cost,
     algorithms: &SignatureAlgorithms,
 ) -> Result<String, String> {
-    CHECKS.set(0);
-    let verdict = verify_peer(&judge(mesh, case, side), &case.chain, algorithms).map(|_| ());
-    let checks = CHECKS.get();
+    let mut judge = judge(mesh, case, side);
+    let (verdict, checks) = counted(&judge, &case.chain, algorithms);
     let within = match cost {
         Cost::Exactly(wanted) => checks == wanted,
         Cost::AtMost(most) => checks <= most,
@@ -117,7 +121,48 @@ fn check(
     if want.is_some_and(|want| want != verdict) {
         return Err(format!("{verdict:?}, wanted {want:?}"));
     }
+    // The same chain again, for whose signatures the roots have a memory: it spares the checks of the good path, not
+    // those of bad ones that are tried before it, and changes no verdict.
+    let (again, checks_again) = counted(&judge, &case.chain, algorithms);
+    if again != verdict {
+        return Err(format!("{again:?} when it came again, {verdict:?} at first"));
+    }
+    if checks_again > checks || (verdict.is_ok() && checks_again == checks) {
+        return Err(format!("{checks_again} signature checks when it came again, {checks} at first"));
+    }
+    if verdict.is_ok() {
+        let mut forged = case.chain.clone();
+        forged[0] = with_its_last_bit_flipped(&forged[0]);
+        if counted(&judge, &forged, algorithms).0.is_ok() {
+            return Err("its last bit flipped, it passes by memory".to_owned());
+        }
+        judge.now = UnixTime::since_unix_epoch(Duration::from_secs(judge.now.as_secs()) + A_CENTURY);
+        let (late, _) = counted(&judge, &case.chain, algorithms);
+        if !matches!(late, Err(RejectReason::Expired | RejectReason::CaExpired)) {
+            return Err(format!("{late:?} when all was expired"));
+        }
+    }
     Ok(format!("{checks} signature checks"))
+}
+
+/// The verdict, and the signature checks that it cost.
+fn counted(
+    judge: &Judge,
+    chain: &[CertificateDer<'_>],
+    algorithms: &SignatureAlgorithms,
+) -> (Result<(), RejectReason>, usize) {
+    CHECKS.set(0);
+    let verdict = verify_peer(judge, chain, algorithms).map(|_| ());
+    (verdict, CHECKS.get())
+}
+
+/// The last bit of a certificate is one of its signature.
+fn with_its_last_bit_flipped(certificate: &CertificateDer<'_>) -> CertificateDer<'static> {
+    let mut der = certificate.to_vec();
+    if let Some(last) = der.last_mut() {
+        *last ^= 1;
+    }
+    der.into()
 }
 
 /// A leaf of the last of many roots of one name, with or without key identifiers to find it by.

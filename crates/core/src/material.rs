@@ -7,7 +7,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::{
     identity::{Grammar, SpiffeId, SpiffeService, TrustDomain},
-    verify::{MAX_CHAIN_BYTES, MAX_CHAIN_CERTIFICATES, RejectReason, Serial, single_uri},
+    verify::{GoodSignatures, MAX_CHAIN_BYTES, MAX_CHAIN_CERTIFICATES, RejectReason, Serial, single_uri},
 };
 
 /// The most roots that are taken from one list.
@@ -192,6 +192,7 @@ pub struct Roots {
     trust_domain: TrustDomain,
     roots: Vec<Root>,
     ignored: Vec<String>,
+    good_signatures: Arc<GoodSignatures>,
 }
 
 impl Roots {
@@ -234,13 +235,18 @@ impl Roots {
         if entries == 0 {
             return Err(RootsError::Empty);
         }
-        Ok(Self { generation, trust_domain, roots, ignored })
+        Ok(Self { generation, trust_domain, roots, ignored, good_signatures: Arc::default() })
     }
 
     /// Counts up with each list that is taken over.
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.generation
+    }
+
+    /// Signatures that are known to be good on paths to these roots.
+    pub(crate) fn good_signatures(&self) -> &GoodSignatures {
+        &self.good_signatures
     }
 
     /// The same roots as list number `generation`.

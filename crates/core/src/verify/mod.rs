@@ -6,6 +6,7 @@
 //! checks that one path, and the rules of this module check what webpki does not.
 
 mod identity;
+mod memory;
 mod path;
 mod reason;
 mod rules;
@@ -24,6 +25,7 @@ pub use self::{
 };
 pub(crate) use self::{
     identity::single_uri,
+    memory::GoodSignatures,
     rules::{subject_key_id, unusable_anchor_key},
 };
 use crate::{

@@ -46,8 +46,9 @@ pub(super) fn find<'c>(
         sent.push(Sent { der, parsed });
     }
     let budget = Budget::new();
+    let known = roots.good_signatures();
     let counted: Vec<Counted<'_>> =
-        algorithms.all().iter().map(|algorithm| Counted { algorithm: *algorithm, budget: &budget }).collect();
+        algorithms.all().iter().map(|algorithm| Counted { algorithm: *algorithm, budget: &budget, known }).collect();
     let mut search = Search {
         leaf,
         leaf_der,
@@ -63,6 +64,7 @@ pub(super) fn find<'c>(
     };
     let mut path = Vec::with_capacity(MAX_INTERMEDIATES);
     let root = search.extend(&mut path)?.ok_or_else(|| search.reason.unwrap_or(RejectReason::UnknownIssuer))?;
+    known.remember(budget.take_found());
     let mut cas = Vec::with_capacity(path.len() + 1);
     for der in path.iter().map(|index| sent[*index].der).chain([root.certificate()]) {
         cas.push(X509Certificate::from_der(der).map_err(|_| RejectReason::Malformed)?.1);
@@ -171,6 +173,8 @@ impl<'c> Search<'_, 'c> {
         match verdict {
             Ok(()) => Ok(true),
             Err(reason) => {
+                // What this path had of good signatures leads nowhere.
+                self.budget.take_found();
                 self.note(reason);
                 Ok(false)
             }

@@ -3,10 +3,16 @@
 use std::{
     fmt,
     marker::PhantomData,
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    mem,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
 };
 
 use rustls_pki_types::{AlgorithmIdentifier, InvalidSignature, SignatureVerificationAlgorithm, alg_id};
+
+use super::memory::{GoodSignatures, Signed};
 
 /// The most signature checks that one handshake may cost. An honest chain needs two to four.
 pub const MAX_SIGNATURE_CHECKS: usize = 12;
@@ -161,11 +167,14 @@ impl fmt::Debug for SignatureAlgorithms {
     }
 }
 
-/// Refuses the check that would be one too many.
+/// Refuses the check that would be one too many, and makes none whose outcome is known.
+///
+/// A check that is not made counts all the same, so the verdict on a chain never depends on what came before it.
 #[derive(Debug)]
 pub(super) struct Counted<'a> {
     pub(super) algorithm: &'static dyn SignatureVerificationAlgorithm,
     pub(super) budget: &'a Budget,
+    pub(super) known: &'a GoodSignatures,
 }
 
 impl SignatureVerificationAlgorithm for Counted<'_> {
@@ -173,7 +182,12 @@ impl SignatureVerificationAlgorithm for Counted<'_> {
         if !self.budget.take() {
             return Err(InvalidSignature);
         }
-        self.algorithm.verify_signature(public_key, message, signature)
+        let signed = Signed::new(self.algorithm, public_key, message, signature);
+        if !self.known.knows(&signed) {
+            self.algorithm.verify_signature(public_key, message, signature)?;
+            self.budget.found_good(signed);
+        }
+        Ok(())
     }
 
     fn public_key_alg_id(&self) -> AlgorithmIdentifier {
@@ -185,21 +199,35 @@ impl SignatureVerificationAlgorithm for Counted<'_> {
     }
 }
 
-/// How many signature checks are left to one handshake, and whether one was refused.
-#[derive(Debug)]
+/// How many signature checks are left to one handshake, whether one was refused, and what was found good.
 pub(super) struct Budget {
     left: AtomicUsize,
     overdrawn: AtomicBool,
+    /// On the path that is being checked.
+    found: Mutex<Vec<Signed>>,
 }
 
 impl Budget {
     pub(super) fn new() -> Self {
-        Self { left: AtomicUsize::new(MAX_SIGNATURE_CHECKS), overdrawn: AtomicBool::new(false) }
+        Self {
+            left: AtomicUsize::new(MAX_SIGNATURE_CHECKS),
+            overdrawn: AtomicBool::new(false),
+            found: Mutex::default(),
+        }
     }
 
     /// Whether a check was refused for want of budget, so the verdict is not about signatures.
     pub(super) fn overdrawn(&self) -> bool {
         self.overdrawn.load(Ordering::Relaxed)
+    }
+
+    /// The signatures that were verified since the last call.
+    pub(super) fn take_found(&self) -> Vec<Signed> {
+        mem::take(&mut self.found.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn found_good(&self, signed: Signed) {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner).push(signed);
     }
 
     fn take(&self) -> bool {
@@ -208,5 +236,11 @@ impl Budget {
             self.overdrawn.store(true, Ordering::Relaxed);
         }
         taken
+    }
+}
+
+impl fmt::Debug for Budget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Budget").field("left", &self.left).field("overdrawn", &self.overdrawn).finish_non_exhaustive()
     }
 }
