@@ -29,7 +29,7 @@ use crate::{
     rejudge::{Known, Member, join},
     relay::{End, Leave, Relay},
     shared::Shared,
-    socket::{Plain, reset, reset_on_drop, tune},
+    socket::{Plain, reset, reset_on_drop},
 };
 
 /// A peer that may reach the application: who, by which rule, over which session.
@@ -88,7 +88,6 @@ async fn prepare(
 ) -> Option<Ready> {
     let metrics = shared.metrics.inbound.clone();
     let began = std::time::Instant::now();
-    tune(&stream);
     let outcome = tokio::select! {
         outcome = admit(&shared, &config, &mut stream, peer) => outcome,
         () = shared.cut.cancelled() => Err(Unshaken::Failed(EndReason::Cut, String::new())),

@@ -22,7 +22,7 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{config::UpstreamBind, metrics::PathMetrics, workers::Workers};
+use crate::{config::UpstreamBind, metrics::PathMetrics, socket::tune, workers::Workers};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 1024;
@@ -51,6 +51,7 @@ impl Bound {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;
         socket.set_nonblocking(true)?;
+        tune(&socket);
         socket.bind(&address.into())?;
         Ok(Self::Tcp(socket))
     }
@@ -428,6 +429,18 @@ mod tests {
         let address = socket.local_addr().unwrap().as_socket().unwrap();
         let refused = std::net::TcpStream::connect(address).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+    }
+
+    #[tokio::test]
+    async fn an_accepted_connection_has_what_the_listener_was_tuned_to() {
+        let listening = Bound::tcp("127.0.0.1:0".parse().unwrap()).unwrap().listen().unwrap();
+        let _peer = TcpStream::connect(listening.local_address().unwrap()).await.unwrap();
+        let ListeningSocket::Tcp(listener) = listening.socket else { panic!("bound by TCP") };
+        let Accepted::Tcp(accepted, _) = Accept::accept(&TcpListener::from_std(listener).unwrap()).await.unwrap() else {
+            panic!("accepted by TCP")
+        };
+        let socket = socket2::SockRef::from(&accepted);
+        assert!(socket.keepalive().unwrap() && socket.tcp_nodelay().unwrap());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    os::fd::AsFd,
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
@@ -70,8 +71,7 @@ impl Plain {
     /// A unix socket knows no reset; there a cut is seen as a write error or an early end.
     pub fn arm(&self) {
         if let Self::Tcp(stream) = self {
-            tune(stream);
-            let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+            reset_on_drop(stream);
         }
     }
 
@@ -83,9 +83,9 @@ impl Plain {
     }
 }
 
-/// No delay, since records are whole messages, and keep-alive.
-pub(crate) fn tune(stream: &TcpStream) {
-    let socket = SockRef::from(stream);
+/// No delay, since records are whole messages, and keep-alive. Sockets that a tuned listener accepts have it from there.
+pub(crate) fn tune<S: AsFd>(socket: &S) {
+    let socket = SockRef::from(socket);
     let _ = socket.set_tcp_nodelay(true);
     let _ = socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEP_ALIVE).with_interval(KEEP_ALIVE / 3));
 }
@@ -163,8 +163,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_peer_is_looked_after_by_keep_alive_and_never_killed_for_reading_slowly() {
-        let (_ours, other) = pair().await;
-        tune(&other);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        tune(&listener);
+        let _ours = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let other = listener.accept().await.unwrap().0;
         let socket = SockRef::from(&other);
         assert!(socket.keepalive().unwrap() && socket.tcp_nodelay().unwrap());
         assert_eq!(socket.tcp_user_timeout().unwrap(), None);
