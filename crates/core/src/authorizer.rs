@@ -13,7 +13,8 @@ use crate::{identity::ServiceName, verify::PeerIdentity};
 /// Decides whether a verified peer may connect to a service of ours.
 ///
 /// An implementation that cannot decide refuses. It must bound its own time; the caller bounds it once more by the
-/// handshake deadline.
+/// handshake deadline. It is polled on a data thread, between the turns of connections: what computes for long goes
+/// elsewhere.
 #[async_trait]
 pub trait Authorizer: Send + Sync + 'static {
     /// Permits the connection or says why not.

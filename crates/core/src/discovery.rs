@@ -5,6 +5,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 /// Finds the healthy mesh instances of an upstream.
+///
+/// It is polled on a data thread, between the turns of connections: asking and parsing go elsewhere.
 #[async_trait]
 pub trait Discovery: Send + Sync + 'static {
     /// The instances to choose from for a new connection.

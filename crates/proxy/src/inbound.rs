@@ -5,17 +5,17 @@
 
 use std::{
     net::SocketAddr,
+    panic::AssertUnwindSafe,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
+use futures_util::FutureExt as _;
 use lictor_core::{ExpectedPeer, Inbound, MeshSession, PeerIdentity, Permit, Refusal, RefusalKind};
 use tokio::{
     net::TcpStream,
     time::{Instant, timeout_at},
 };
-
-use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     config::InboundConfig,
@@ -254,7 +254,7 @@ async fn prove_and_permit(
     metrics.handshake.record(handshake);
     let peer = &shaken.established.peer;
     let asked = Instant::now();
-    let answer = ask(shared, peer.identity.clone(), deadline.saturating_duration_since(asked)).await;
+    let answer = ask(shared, &peer.identity, deadline.saturating_duration_since(asked)).await;
     metrics.authorize.record(asked.elapsed());
     let permit = answer.map_err(|refusal| failed(EndReason::Refused(refusal.kind), refusal.detail))?;
     (shared.live.judge_again(ExpectedPeer::ClientOf(own.clone()), serving, peer))
@@ -262,18 +262,13 @@ async fn prove_and_permit(
     Ok(Admitted { shaken, permit, handshake })
 }
 
-/// Asks the authorizer on the control runtime, so that its connections do not live on a data thread.
-async fn ask(shared: &Arc<Shared>, peer: PeerIdentity, left: Duration) -> Result<Permit, Refusal> {
-    let asking = shared.clone();
-    let answer = shared.control.spawn(async move {
-        // A little less than there is, so that the answer is the authorizer's own reason and not our deadline.
-        let question = Inbound { target: &asking.service, peer: &peer, within: left - left / 8 };
-        asking.authorizer.authorize(&question).await
-    });
-    // A question that nobody waits for any more is not worth its answer.
-    let mut answer = AbortOnDropHandle::new(answer);
-    (&mut answer).await.unwrap_or_else(|error| {
-        Err(Refusal { kind: RefusalKind::AgentError, detail: format!("the question was not answered: {error}") })
+/// Asks the authorizer. One that panics has not decided, so it refuses.
+async fn ask(shared: &Arc<Shared>, peer: &PeerIdentity, left: Duration) -> Result<Permit, Refusal> {
+    // A little less than there is, so that the answer is the authorizer's own reason and not our deadline.
+    let question = Inbound { target: &shared.service, peer, within: left - left / 8 };
+    let answer = AssertUnwindSafe(shared.authorizer.authorize(&question)).catch_unwind().await;
+    answer.unwrap_or_else(|_| {
+        Err(Refusal { kind: RefusalKind::AgentError, detail: "the question was not answered: a panic".to_owned() })
     })
 }
 

@@ -4,10 +4,12 @@
 //! instance; once a byte was sent nothing is ever repeated.
 
 use std::{
+    panic::AssertUnwindSafe,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
+use futures_util::FutureExt as _;
 use lictor_core::{
     Destination, DestinationKind, DiscoveryError, ExpectedPeer, Instance, MeshSession, PeerProof, SpiffeService,
 };
@@ -15,7 +17,6 @@ use tokio::{
     net::TcpStream,
     time::{Instant, timeout_at},
 };
-use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     balancer::Balancer,
@@ -193,10 +194,8 @@ async fn connect(shared: &Arc<Shared>, upstream: &Upstream) -> Result<Proven, (E
     let serving =
         shared.live.wait(wait).await.ok_or_else(|| (EndReason::NoMaterial, "no certificate yet".to_owned()))?;
     let destination = &upstream.config.destination;
-    let (asking, wanted) = (shared.clone(), destination.clone());
-    // A question that nobody waits for any more is not worth its answer.
-    let asked = AbortOnDropHandle::new(shared.control.spawn(async move { asking.discovery.instances(&wanted).await }));
-    let lost = |error: tokio::task::JoinError| Err(DiscoveryError::Unavailable(error.to_string()));
+    let asked = AssertUnwindSafe(shared.discovery.instances(destination)).catch_unwind();
+    let lost = |_| Err(DiscoveryError::Unavailable("the question was not answered: a panic".to_owned()));
     let asked = async { asked.await.unwrap_or_else(lost) };
     let instances = match timeout_at(deadline, asked).await {
         Ok(Ok(instances)) => instances,

@@ -152,9 +152,9 @@ impl ConsulAuthorizer {
         let client = self.client.clone();
         let deadline = Instant::now() + DEADLINE.min(within);
         drop(desk);
-        self.client
-            .runtime()
-            .spawn(async move { tell.send_replace(Some(ask(client, ticket, turn, slots, deadline).await)) });
+        // A task of its own, because others may wait for its answer when whoever asked first has gone; on the thread
+        // that asks, because each hop to another costs more than the question.
+        tokio::spawn(async move { tell.send_replace(Some(ask(client, ticket, turn, slots, deadline).await)) });
         told
     }
 }

@@ -101,8 +101,8 @@ impl Default for ClientSettings {
 
 /// The client of one agent; clones share everything.
 ///
-/// Calls run on the runtime on which the client was made, wherever they are asked for, so connections to the agent
-/// are not tied to a data thread.
+/// Watches and lists run on the runtime on which the client was made, wherever they are asked for; a question about a
+/// connection runs on the thread that carries it.
 #[derive(Clone, Debug)]
 pub struct AgentClient(Arc<Inner>);
 
@@ -164,7 +164,7 @@ impl AgentClient {
         self.0.settings.partition.as_deref()
     }
 
-    /// The runtime that calls run on.
+    /// The runtime that watches and lists run on.
     pub(super) fn runtime(&self) -> &Handle {
         &self.0.runtime
     }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
+use tokio::runtime::{Handle, RuntimeFlavor};
 
 use super::address::{AgentAddress, Endpoint};
 use crate::transport::{Bounds, Transport, TransportError};
@@ -21,9 +22,13 @@ const MAX_IDLE: usize = 8;
 const KEEPALIVE: Duration = Duration::from_secs(15);
 
 /// The transport for `http://` and `unix://`.
+///
+/// A connection is driven by the runtime that opened it, and waking another thread costs more than an exchange. So
+/// there are two pools: one for runtimes of one thread, as data threads are, and one for all others.
 #[derive(Clone, Debug)]
 pub struct HttpTransport {
-    client: reqwest::Client,
+    of_one_thread: reqwest::Client,
+    of_others: reqwest::Client,
     base: String,
 }
 
@@ -33,30 +38,45 @@ impl HttpTransport {
     /// # Errors
     /// [`HttpTransportError::Https`] for an HTTPS address, whose transport needs a TLS library and comes from outside.
     pub fn new(address: &AgentAddress) -> Result<Self, HttpTransportError> {
-        let builder = reqwest::Client::builder()
-            // A proxy from the environment would get the token, and its answers would be believed.
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .retry(reqwest::retry::never())
-            .referer(false)
-            .http1_only()
-            .user_agent(concat!("lictor/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(CONNECT_TIMEOUT)
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .pool_max_idle_per_host(MAX_IDLE)
-            .tcp_nodelay(true)
-            .tcp_keepalive(KEEPALIVE)
-            .tcp_keepalive_interval(KEEPALIVE)
-            .tcp_keepalive_retries(3);
-        let (builder, base) = match address.endpoint() {
-            Endpoint::Http(authority) => (builder, format!("http://{authority}")),
-            // The host names no place here; Consul's own client says localhost too, and some agents look at it.
-            Endpoint::Unix(path) => (builder.unix_socket(path.as_path()), "http://localhost".to_owned()),
+        // The host of a unix socket names no place; Consul's own client says localhost too, and some agents look at it.
+        let base = match address.endpoint() {
+            Endpoint::Http(authority) => format!("http://{authority}"),
+            Endpoint::Unix(_) => "http://localhost".to_owned(),
             Endpoint::Https(_) => return Err(HttpTransportError::Https),
         };
-        let client = builder.build().map_err(|error| HttpTransportError::Client(words(error)))?;
-        Ok(Self { client, base })
+        Ok(Self { of_one_thread: pool(address)?, of_others: pool(address)?, base })
     }
+
+    /// The pool for whoever asks.
+    fn client(&self) -> &reqwest::Client {
+        match Handle::current().runtime_flavor() {
+            RuntimeFlavor::CurrentThread => &self.of_one_thread,
+            _ => &self.of_others,
+        }
+    }
+}
+
+/// A pool of connections to the agent.
+fn pool(address: &AgentAddress) -> Result<reqwest::Client, HttpTransportError> {
+    let mut builder = reqwest::Client::builder()
+        // A proxy from the environment would get the token, and its answers would be believed.
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .retry(reqwest::retry::never())
+        .referer(false)
+        .http1_only()
+        .user_agent(concat!("lictor/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(CONNECT_TIMEOUT)
+        .pool_idle_timeout(IDLE_TIMEOUT)
+        .pool_max_idle_per_host(MAX_IDLE)
+        .tcp_nodelay(true)
+        .tcp_keepalive(KEEPALIVE)
+        .tcp_keepalive_interval(KEEPALIVE)
+        .tcp_keepalive_retries(3);
+    if let Endpoint::Unix(path) = address.endpoint() {
+        builder = builder.unix_socket(path.as_path());
+    }
+    builder.build().map_err(|error| HttpTransportError::Client(words(error)))
 }
 
 #[async_trait]
@@ -77,16 +97,16 @@ impl HttpTransport {
         request: http::Request<Bytes>,
         max_body: usize,
     ) -> Result<http::Response<Bytes>, TransportError> {
+        let client = self.client();
         let (parts, body) = request.into_parts();
         let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
-        let request = self
-            .client
+        let request = client
             .request(parts.method, format!("{}{target}", self.base))
             .headers(parts.headers)
             .body(body)
             .build()
             .map_err(failed)?;
-        let mut answer = self.client.execute(request).await.map_err(failed)?;
+        let mut answer = client.execute(request).await.map_err(failed)?;
         if answer.content_length().is_some_and(|length| length > max_body as u64) {
             return Err(TransportError::TooLarge(max_body));
         }
