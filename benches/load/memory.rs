@@ -39,10 +39,10 @@ pub(crate) async fn run(target: &Arc<Target>, parties: &Parties, load: &Load) ->
     ensure!(load.connections > 0 && (1..=LARGEST).contains(&load.traffic), "no such load");
     let greeting = [b"r".as_slice(), &u32::try_from(load.traffic)?.to_be_bytes()].concat();
     let window = parties.window()?;
+    sleep(REST).await;
     let base = parties.memory()?;
     let mut held = Vec::with_capacity(load.connections);
-    // The last one is always quiet, the first ones carry traffic; each says something at its beginning, since some
-    // proxies look for their backend only then.
+    // Each says something at its beginning, since a proxy may dial the application only then.
     each(0..load.connections, &mut held, |_| {
         let (target, greeting) = (target.clone(), greeting.clone());
         async move { target.greet(&greeting, 0).await }

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process_group};
 
-use crate::{Figures, target::Target};
+use crate::{Figures, target::Target, usage};
 
 /// How often it is tried.
 const STEP: Duration = Duration::from_micros(200);
@@ -31,8 +31,9 @@ pub(crate) fn run(target: &Target, command: &[String]) -> Result<Figures> {
         .spawn()
         .with_context(|| format!("cannot run {program}"))?;
     let outcome = wait(target, &mut child, begun);
+    let cpu = i32::try_from(child.id()).context("a process number").and_then(|id| usage::cpu(&[id]));
     end(&mut child)?;
-    Ok(Figures::from([("start", outcome?.as_secs_f64())]))
+    Ok(Figures::from([("start", outcome?.as_secs_f64()), ("cpu", cpu?)]))
 }
 
 fn wait(target: &Target, child: &mut Child, begun: Instant) -> Result<Duration> {

@@ -94,7 +94,7 @@ impl Window<'_> {
 }
 
 /// CPU seconds of processes and all below them, those that have ended included.
-fn cpu(roots: &[i32]) -> Result<f64> {
+pub(crate) fn cpu(roots: &[i32]) -> Result<f64> {
     let ticks = family(roots)?.into_iter().filter_map(|process| process.stat().ok()).map(|stat| {
         let ended = u64::try_from(stat.cutime + stat.cstime).unwrap_or(0);
         stat.utime + stat.stime + ended

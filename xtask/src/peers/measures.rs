@@ -213,13 +213,16 @@ pub(crate) const MEASUREMENTS: &[Measurement] = &[
         key: "start",
         role: Role::Inbound,
         work: Work::Start,
-        rows: &[Row {
-            name: "start to first connection",
-            unit: "ms",
-            figure: Figure::Plain("start"),
-            scale: 1e3,
-            rule: ratio(1.0, 0.7),
-        }],
+        rows: &[
+            Row {
+                name: "start to first connection",
+                unit: "ms",
+                figure: Figure::Plain("start"),
+                scale: 1e3,
+                rule: ratio(1.0, 0.7),
+            },
+            Row { name: "the same", unit: "CPU ms", figure: Figure::Plain("cpu"), scale: 1e3, rule: Rule::Told },
+        ],
     },
     Measurement {
         key: "size",

@@ -170,7 +170,10 @@ fn measure(arguments: &Arguments, load: &Path) -> Result<()> {
     let samples = run.samples;
     println!("\n{}", origin()?);
     println!("* {}", place.words(arguments.namespace));
-    println!("* medians (least–greatest) of {} rounds in turns, {} s each", arguments.rounds, arguments.seconds);
+    println!(
+        "* medians (least–greatest) of {} rounds in turns (memory: at most {MEMORY_ROUNDS}), {} s each",
+        arguments.rounds, arguments.seconds
+    );
     println!("* TLS 1.3, AES-128-GCM, X25519, P-256, client certificate required, no resumption");
     println!("* memory: {} connections", Place::connections());
     println!("* agent: {}", agent.as_ref().map_or("none", |agent| &agent.words));
@@ -231,7 +234,7 @@ impl Run<'_> {
                 // Each round begins with another, so that nobody always follows the same neighbour.
                 for turn in 0..instances.len() {
                     let (index, instance) = &instances[(turn + round) % instances.len()];
-                    let outcome = self.under(instance, words);
+                    let outcome = twice(|| self.under(instance, words));
                     self.keep(*index, measurement, outcome);
                 }
             }
@@ -254,8 +257,8 @@ impl Run<'_> {
                 eprintln!("peers: {key}, round {}", round + 1);
                 for index in 0..self.candidates.len() {
                     let outcome = match work {
-                        Work::Memory => self.memory(index),
-                        Work::Start => self.starting(index),
+                        Work::Memory => twice(|| self.memory(index)),
+                        Work::Start => twice(|| self.starting(index)),
                         Work::Size => self.size(index),
                         Work::Load(_) => continue,
                     };
@@ -318,6 +321,14 @@ impl Run<'_> {
     fn wants(&self, key: &str) -> bool {
         self.arguments.measures.is_empty() || self.arguments.measures.iter().any(|wanted| wanted == key)
     }
+}
+
+/// Once more when it fails: a busy machine may keep the load from its rate.
+fn twice(mut work: impl FnMut() -> Result<Figures>) -> Result<Figures> {
+    work().or_else(|why| {
+        eprintln!("peers: once more, {why:#}");
+        work()
+    })
 }
 
 /// Whether a candidate's name holds a word, whatever the case.
