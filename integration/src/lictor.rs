@@ -128,9 +128,7 @@ impl Setup {
     pub(crate) async fn ends(self) -> Result<(i32, String)> {
         let mut lictor = self.start()?;
         let status = lictor.process.wait(SOON).await?;
-        // The pipes are read by tasks of their own, which see the end a little later.
-        let before = lictor.output().len();
-        let _ = lictor.output().line(before, "more", Duration::from_millis(100), |_| true).await;
+        lictor.process.all_read(SOON).await?;
         let code = status.code().with_context(|| format!("ended by a signal: {status}"))?;
         Ok((code, lictor.output().text()))
     }

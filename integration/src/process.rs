@@ -13,6 +13,7 @@ use tokio::{
     io::{AsyncBufReadExt, AsyncRead, BufReader},
     process::{Child, Command},
     sync::watch,
+    task::JoinSet,
 };
 
 use crate::wait;
@@ -26,6 +27,8 @@ pub(crate) struct Process {
     child: Child,
     pid: Pid,
     output: Output,
+    /// What reads its output, to the end of both pipes.
+    readers: JoinSet<()>,
 }
 
 /// What a child has written so far, both streams line by line.
@@ -80,9 +83,9 @@ impl Output {
         self.text.lock().len()
     }
 
-    fn take(&self, stream: impl AsyncRead + Unpin + Send + 'static) {
+    fn take(&self, stream: impl AsyncRead + Unpin + Send + 'static) -> impl Future<Output = ()> + Send + 'static {
         let output = self.clone();
-        tokio::spawn(async move {
+        async move {
             let mut lines = BufReader::new(stream).split(b'\n');
             while let Ok(Some(line)) = lines.next_segment().await {
                 let mut text = output.text.lock();
@@ -93,7 +96,7 @@ impl Output {
                 drop(text);
                 output.grown.send_modify(|count| *count += 1);
             }
-        });
+        }
     }
 }
 
@@ -102,16 +105,16 @@ impl Process {
     pub(crate) fn start(name: &str, command: &mut Command) -> Result<Self> {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().with_context(|| format!("cannot start {name}: {command:?}"))?;
-        let output = Output::new();
+        let (output, mut readers) = (Output::new(), JoinSet::new());
         if let Some(stdout) = child.stdout.take() {
-            output.take(stdout);
+            readers.spawn(output.take(stdout));
         }
         if let Some(stderr) = child.stderr.take() {
-            output.take(stderr);
+            readers.spawn(output.take(stderr));
         }
         let pid = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
         let pid = pid.with_context(|| format!("{name} has no process ID"))?;
-        Ok(Self { name: name.to_owned(), child, pid, output })
+        Ok(Self { name: name.to_owned(), child, pid, output, readers })
     }
 
     pub(crate) fn output(&self) -> &Output {
@@ -135,6 +138,12 @@ impl Process {
     pub(crate) async fn wait(&mut self, deadline: Duration) -> Result<ExitStatus> {
         let name = format!("the end of {}", self.name);
         Ok(wait::within(&name, deadline, self.child.wait()).await??)
+    }
+
+    /// Waits until all that it wrote is read, which is a little after its end.
+    pub(crate) async fn all_read(&mut self, deadline: Duration) -> Result<()> {
+        let name = format!("the end of the output of {}", self.name);
+        wait::within(&name, deadline, async { while self.readers.join_next().await.is_some() {} }).await
     }
 
     /// Kills it without notice and waits until it is gone.
