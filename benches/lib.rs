@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod backends;
+pub mod canned;
 pub mod ends;
 pub mod usage;
 

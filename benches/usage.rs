@@ -56,11 +56,17 @@ impl Spent {
         done
     }
 
+    /// Seconds of CPU for each unit; none where no unit was done.
+    #[must_use]
+    pub fn each(&self) -> f64 {
+        if self.units > 0.0 { self.cpu.as_secs_f64() / self.units } else { 0.0 }
+    }
+
     /// Says what a unit cost, under the name of the bench; in a brief run, whose figures mean nothing, not.
     #[expect(clippy::print_stdout, reason = "a bench reports on standard output")]
     pub fn report(&self, bench: &str, unit: &str) {
         if !is_brief() && self.units > 0.0 {
-            println!("{bench}: CPU of this process {:.3e} s per {unit}\n", self.cpu.as_secs_f64() / self.units);
+            println!("{bench}: CPU of this process {:.3e} s per {unit}\n", self.each());
         }
     }
 }

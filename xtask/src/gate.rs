@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use crate::{
     conformance,
     features::{FeatureSet, Gate, ILLEGAL, LEGAL},
-    setup, symbols, tidy,
+    instructions, setup, symbols, tidy,
     workspace::{cargo, output, root, side_by_side, step, target},
 };
 
@@ -58,7 +58,7 @@ pub(crate) fn test() -> Result<()> {
         "benches, one round each",
         &mut cargo(&["test", "--locked", "-p", "lictor-benches", "--benches", "--profile", CHECKED]),
     )?;
-    Ok(())
+    instructions::run(false)
 }
 
 /// Links every legal set and looks whose cryptography it carries; sees that the others do not build.

@@ -7,6 +7,7 @@ mod conformance;
 mod consul;
 mod features;
 mod gate;
+mod instructions;
 mod peers;
 mod prebuilt;
 mod setup;
@@ -68,6 +69,12 @@ enum Task {
     /// Envoy, HAProxy, nginx, stunnel, hitch, ghostunnel and Consul's own proxy are looked for on the PATH; ENVOY,
     /// HAPROXY, NGINX, NGINX_STREAM_MODULE, STUNNEL, HITCH, GHOSTUNNEL and CONSUL name files. See benches/README.md.
     Peers(peers::Arguments),
+    /// Count instructions, allocations and socket calls of the hot paths, and compare them with what is expected.
+    Instructions {
+        /// Write down what is counted as what is expected.
+        #[arg(long)]
+        update: bool,
+    },
     /// Run the conformance suite of the backends on C libraries under valgrind.
     Sanitize {
         /// Of these alone.
@@ -97,6 +104,7 @@ fn main() -> ExitCode {
         Task::Drills => gate::drills(),
         Task::Bench { backend, arguments } => gate::bench(&backend, &arguments),
         Task::Peers(arguments) => peers::run(&arguments),
+        Task::Instructions { update } => instructions::run(update),
         Task::Sanitize { backends } => gate::sanitize(&backends),
         Task::Soak { handshakes } => gate::soak(handshakes),
         Task::Dist => gate::dist(),

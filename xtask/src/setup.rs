@@ -64,6 +64,12 @@ const NEEDS: &[Need] = &[
         why: "BoringSSL is C++, and FIPS modules are built by cmake",
     },
     Need {
+        what: "valgrind",
+        is_there: || on_path("valgrind"),
+        packages: &["valgrind"],
+        why: "the instructions of the hot paths are counted under it",
+    },
+    Need {
         what: "libclang",
         is_there: libclang,
         packages: &["libclang-dev"],

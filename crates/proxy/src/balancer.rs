@@ -23,7 +23,7 @@ const MOST_REMEMBERED: usize = 4096;
 
 /// What is known of an upstream's instances.
 #[derive(Debug, Default)]
-pub(crate) struct Balancer {
+pub struct Balancer {
     loads: Mutex<HashMap<Key, Load>>,
 }
 
@@ -42,7 +42,7 @@ fn key(instance: &Instance) -> Key {
 
 impl Balancer {
     /// Picks among `instances`, leaving out those whose index is in `excluded`; `None` when all are.
-    pub(crate) fn pick(&self, instances: &[Instance], excluded: &[usize], now: Instant) -> Option<usize> {
+    pub fn pick(&self, instances: &[Instance], excluded: &[usize], now: Instant) -> Option<usize> {
         let candidates: Vec<usize> = (0..instances.len()).filter(|index| !excluded.contains(index)).collect();
         let total: u64 = candidates.iter().map(|index| u64::from(instances[*index].weight.max(1))).sum();
         if total == 0 {
@@ -76,14 +76,14 @@ impl Balancer {
     }
 
     /// Counts a connection as open until the guard goes.
-    pub(crate) fn open(self: &std::sync::Arc<Self>, instance: &Instance) -> Open {
+    pub fn open(self: &std::sync::Arc<Self>, instance: &Instance) -> Open {
         let key = key(instance);
         self.loads.lock().entry(key.clone()).or_default().open += 1;
         Open { balancer: self.clone(), key }
     }
 
     /// Counts a failure.
-    pub(crate) fn failed(&self, instance: &Instance, now: Instant) {
+    pub fn failed(&self, instance: &Instance, now: Instant) {
         let mut loads = self.loads.lock();
         if loads.len() > MOST_REMEMBERED {
             loads.retain(|_, load| load.open > 0);
@@ -97,7 +97,7 @@ impl Balancer {
 
 /// An open connection to an instance.
 #[derive(Debug)]
-pub(crate) struct Open {
+pub struct Open {
     balancer: std::sync::Arc<Balancer>,
     key: Key,
 }

@@ -7,7 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod agent_tls;
-mod balancer;
+pub mod balancer;
 mod buffers;
 pub mod config;
 mod dial;
