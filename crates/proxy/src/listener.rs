@@ -436,7 +436,8 @@ mod tests {
         let listening = Bound::tcp("127.0.0.1:0".parse().unwrap()).unwrap().listen().unwrap();
         let _peer = TcpStream::connect(listening.local_address().unwrap()).await.unwrap();
         let ListeningSocket::Tcp(listener) = listening.socket else { panic!("bound by TCP") };
-        let Accepted::Tcp(accepted, _) = Accept::accept(&TcpListener::from_std(listener).unwrap()).await.unwrap() else {
+        let Accepted::Tcp(accepted, _) = Accept::accept(&TcpListener::from_std(listener).unwrap()).await.unwrap()
+        else {
             panic!("accepted by TCP")
         };
         let socket = socket2::SockRef::from(&accepted);
